@@ -1,0 +1,557 @@
+"""The host's side of one sandbox of the zygote driver: its sockets, its deadlines, and how its runs ended.
+
+The interpreter answers directly. The warden is asked only when something has to be stopped, replaced or fetched. If
+it does not answer within `_WARDEN_PATIENCE_S`, the pidfd does: the kernel then ends everything at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox.drivers.base import Setup
+from sandbox.drivers.output import Output
+from sandbox.errors import FileError, ProtocolError, SandboxDied
+from sandbox.guest import frames
+from sandbox.kernel.cgroups import Slot
+from sandbox.policy import Policy
+from sandbox.result import FileEntry, Outcome, Result, Truncated, Usage
+from sandbox.wire import PacketChannel, StreamChannel, decode, whole
+
+_WARDEN_PATIENCE_S = 0.02
+_START_PATIENCE_S = 10.0
+_CPU_LOOK_S = 0.1
+_COMMAND_OUTCOMES = {True: Outcome.OK, False: Outcome.ERROR}
+
+
+@dataclass(kw_only=True, slots=True)
+class _End:
+    """How a run ended, as far as one report says."""
+
+    outcome: Outcome
+    exit_code: int = 0
+    signal: int | None = None
+    value: str | None = None
+    value_dropped: int = 0
+    threads: int = 0
+    interrupted: bool = False
+    interpreter_gone: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    """The run that is going on."""
+
+    end: asyncio.Future[_End]
+    started_s: float
+    cpu_before_s: float | None
+    oom_before: int
+    stopped: Outcome | None = None  # why we stopped it, if we did
+    calls: int = 0
+    number: int = 0  # of a command
+
+
+class ZygoteBox:
+    """One warden and its interpreter. Made by `ZygoteDriver`, which has already sent the request to fork."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        channel: socket.socket,
+        control: socket.socket,
+        outputs: tuple[int, int],
+        slot: Slot | None,
+        index: int,
+        on_close: Callable[[ZygoteBox], Awaitable[None]],
+    ) -> None:
+        self._policy = policy
+        self._limits = policy.limits
+        self.slot = slot
+        self.index = index  # of the users that are its own
+        self._on_close = on_close
+        self._loop = asyncio.get_running_loop()
+        self._output = Output(*outputs, limit_bytes=policy.limits.output_bytes)
+        self._channel = self._open_channel(channel)
+        self._control = PacketChannel(
+            control, on_packet=self._on_packet, on_lost=self._on_control_lost, most_bytes=frames.PACKET_BYTES
+        )
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._run: _Run | None = None
+        self._setup = Setup()
+        self._answers: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue()
+        self._drained: asyncio.Future[dict[str, Any]] | None = None
+        self._swept: asyncio.Future[None] | None = None
+        self._pidfd = -1
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+        self._fault: Exception | None = None
+        self._commands = 0
+        self._host_tasks: set[asyncio.Task[None]] = set()
+        self._forgotten = False
+
+    # Life.
+
+    @property
+    def alive(self) -> bool:
+        """Whether calls can still succeed."""
+        return not self._forgotten and not self._gone.done()
+
+    async def started(self, pidfd: int) -> None:
+        """Take over the warden, and wait until its first interpreter is ready."""
+        self._pidfd = pidfd
+        self._loop.add_reader(pidfd, self._on_gone)
+        if self._forgotten:
+            self.kill()
+        await self._wait_until_ready()
+
+    def setup(self, setup: Setup) -> None:
+        """Prepare the interpreter; at most once, before the first run."""
+        self._setup = setup
+        self._configure()
+
+    def kill(self) -> None:
+        """End every process of the box, now. Idempotent; does not wait."""
+        self._forgotten = True
+        if self._pidfd >= 0 and not self._gone.done():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """Kill, wait until nothing is left, and give back what the box held. Idempotent."""
+        await self._on_close(self)
+
+    async def end(self) -> None:
+        """Kill, wait until nothing is left, and close every descriptor. Idempotent; for the driver."""
+        self.kill()
+        if self._pidfd >= 0:
+            await asyncio.shield(self._gone)
+        self._end_run(_End(outcome=Outcome.KILLED, interpreter_gone=True))
+        for task in self._host_tasks:
+            task.cancel()
+        self._channel.close()
+        self._control.close()
+        self._output.close()
+        if not self._ready.done():
+            self._ready.cancel()
+        elif not self._ready.cancelled():
+            self._ready.exception()
+
+    def _on_gone(self) -> None:
+        """The warden has ended, and with it, the kernel says, every process of its pid namespace."""
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        if not self._gone.done():
+            self._gone.set_result(None)
+        self._output.finish()
+        if not self._ready.done():
+            reason = self._output.stderr.take()[0].strip() or "no reason was given"
+            self._ready.set_exception(SandboxDied(f"the sandbox could not be entered: {reason}"))
+        self._answers.put_nowait(None)
+        for waiting in (self._drained, self._swept):
+            if waiting is not None and not waiting.done():
+                waiting.cancel()
+        self._end_run(_End(outcome=Outcome.KILLED, signal=signal.SIGKILL, interpreter_gone=True))
+
+    # The interpreter.
+
+    async def run_code(self, source: str, timeout_s: float) -> Result:
+        """Run one step."""
+        await self._wait_until_ready()
+        run = self._begin()
+        self._channel.send(frames.RUN, frames.dump({"code": source}))
+        return await self._finish(run, timeout_s)
+
+    async def run_command(
+        self, arguments: Sequence[str], *, directory: str, environment: Mapping[str, str], timeout_s: float
+    ) -> Result:
+        """Run a program to its end, beside the interpreter."""
+        await self._wait_until_ready()
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        kept = self._output
+        self._output = Output(out_read, err_read, limit_bytes=self._limits.output_bytes)
+        try:
+            run = self._begin()
+            self._commands += 1
+            run.number = self._commands
+            request = {
+                "number": run.number,
+                "arguments": list(arguments),
+                "directory": directory,
+                "environment": dict(environment),
+            }
+            self._control.send(bytes([frames.COMMAND]) + frames.dump(request), [out_write, err_write])
+            os.close(out_write)
+            os.close(err_write)
+            return await self._finish(run, timeout_s)
+        finally:
+            self._output.close()
+            self._output = kept
+
+    def _begin(self) -> _Run:
+        self._check_alive()
+        run = _Run(
+            end=self._loop.create_future(),
+            started_s=self._loop.time(),
+            cpu_before_s=self.slot.cpu_s() if self.slot else None,
+            oom_before=self.slot.oom_kills() if self.slot else 0,
+        )
+        self._run = run
+        self._output.start(self._on_flood)
+        return run
+
+    async def _finish(self, run: _Run, timeout_s: float) -> Result:
+        deadline = self._loop.call_later(timeout_s, self._stop, run, Outcome.TIMEOUT)
+        look = self._loop.call_later(_CPU_LOOK_S, self._look_at_cpu, run)
+        try:
+            end = await run.end
+            wall_s = self._loop.time() - run.started_s
+            if run.stopped is not None and self.alive:
+                await self._leave_nothing_running(end)
+            if self._drained is not None:
+                await self._stop_draining()
+            self._output.finish()
+            return self._result(run, end, wall_s)
+        except BaseException:
+            self.kill()  # what was started must not go on behind the back of a caller that left
+            raise
+        finally:
+            deadline.cancel()
+            look.cancel()
+            self._run = None
+            self._output.pause()
+
+    def _result(self, run: _Run, end: _End, wall_s: float) -> Result:
+        oom_kills = self.slot.oom_kills() - run.oom_before if self.slot else 0
+        outcome = end.outcome
+        if run.stopped is not None:
+            outcome = run.stopped
+        elif end.interpreter_gone and oom_kills and end.signal == signal.SIGKILL:
+            outcome = Outcome.MEMORY
+        elif run.number and oom_kills and end.signal == signal.SIGKILL:
+            outcome = Outcome.MEMORY
+        stdout, stdout_dropped = self._output.stdout.take()
+        stderr, stderr_dropped = self._output.stderr.take()
+        cpu_s = self.slot.cpu_s() if self.slot else None
+        return Result(
+            outcome=outcome,
+            stdout=stdout,
+            stderr=stderr,
+            exit_code=128 + end.signal if end.signal is not None else end.exit_code,
+            signal=end.signal,
+            value=end.value,
+            state_lost=end.interpreter_gone,
+            truncated=Truncated(
+                stdout_bytes=stdout_dropped, stderr_bytes=stderr_dropped, value_bytes=end.value_dropped
+            ),
+            usage=Usage(
+                wall_s=wall_s,
+                cpu_s=cpu_s - run.cpu_before_s if cpu_s is not None and run.cpu_before_s is not None else None,
+                memory_peak_bytes=self.slot.memory_peak_bytes() if self.slot else None,
+            ),
+        )
+
+    # Stopping a run: interrupt, then kill, then end the sandbox; each step only if the one before was not enough.
+
+    def _stop(self, run: _Run, why: Outcome) -> None:
+        if run.end.done() or run.stopped is not None:
+            return
+        run.stopped = why
+        if run.number:
+            self._tell(frames.SWEEP)  # the interpreter is not part of a command
+        elif why is Outcome.TIMEOUT:
+            self._tell(frames.INTERRUPT)
+        else:
+            self._kill_inside(run)
+            return
+        self._loop.call_later(self._limits.grace_s, self._kill_inside, run)
+
+    def _kill_inside(self, run: _Run) -> None:
+        if not run.end.done():
+            self._tell(frames.KILL_ALL)
+            self._loop.call_later(_WARDEN_PATIENCE_S, self._kill_outside, run)
+
+    def _kill_outside(self, run: _Run) -> None:
+        if not run.end.done():
+            self.kill()
+
+    async def _leave_nothing_running(self, end: _End) -> None:
+        """A run that was stopped leaves no process but an interpreter that yielded, and no thread in it."""
+        if end.interpreter_gone:
+            return
+        if end.threads:
+            gone: asyncio.Future[_End] = self._loop.create_future()
+            self._run = _Run(end=gone, started_s=0, cpu_before_s=None, oom_before=0)
+            self._tell(frames.KILL_ALL)
+            if not await _within(gone, _WARDEN_PATIENCE_S):
+                self.kill()
+            end.interpreter_gone = True
+            return
+        self._swept = self._loop.create_future()
+        self._tell(frames.SWEEP)
+        if not await _within(self._swept, _WARDEN_PATIENCE_S):
+            self.kill()
+            end.interpreter_gone = True
+        self._swept = None
+
+    def _look_at_cpu(self, run: _Run) -> None:
+        if run.end.done() or self.slot is None or run.cpu_before_s is None:
+            return
+        cpu_s = self.slot.cpu_s()
+        if cpu_s is not None and cpu_s - run.cpu_before_s > self._limits.cpu_s:
+            self._stop(run, Outcome.TIMEOUT)
+        else:
+            self._loop.call_later(_CPU_LOOK_S, self._look_at_cpu, run)
+
+    def _on_flood(self) -> None:
+        run = self._run
+        if run is None or run.end.done():
+            return
+        if self._policy.output.on_limit == "end":
+            self._stop(run, Outcome.OUTPUT_LIMIT)
+        elif run.number == 0:
+            self._output.pause()
+            self._drained = self._loop.create_future()
+            self._tell(frames.DRAIN)
+
+    async def _stop_draining(self) -> None:
+        waiting, self._drained = self._drained, None
+        if waiting is None or not self.alive:
+            return
+        self._drained = waiting
+        self._tell(frames.DRAIN_STOP)
+        try:
+            counts = await waiting
+        except asyncio.CancelledError:
+            if self.alive:
+                raise
+            return
+        finally:
+            self._drained = None
+        self._output.stdout.dropped_bytes += whole(counts, "stdout_bytes")
+        self._output.stderr.dropped_bytes += whole(counts, "stderr_bytes")
+
+    def _tell(self, kind: int, body: dict[str, Any] | None = None, descriptors: Sequence[int] = ()) -> None:
+        self._control.send(bytes([kind]) + (frames.dump(body) if body else b""), descriptors)
+
+    def _end_run(self, end: _End) -> None:
+        if self._run is not None and not self._run.end.done():
+            self._run.end.set_result(end)
+
+    # What arrives from the interpreter.
+
+    def _open_channel(self, end: socket.socket) -> StreamChannel:
+        most = 6 * self._limits.value_bytes
+        if self._policy.host_functions.names:
+            most = max(most, self._policy.host_functions.max_bytes)
+        return StreamChannel(end, most_bytes=most, on_frame=self._on_frame, on_lost=self._on_channel_lost)
+
+    def _configure(self) -> None:
+        settings = {"seed": self._setup.seed, "functions": list(self._setup.functions)}
+        if self._setup.seed is not None or self._setup.functions:
+            self._channel.send(frames.CONFIGURE, frames.dump(settings))
+
+    def _on_frame(self, kind: int, body: bytes) -> None:
+        if kind == frames.DONE and self._run is not None and not self._run.number:
+            self._end_run(self._checked_report(decode(body)))
+        elif kind == frames.CALL and self._run is not None:
+            self._start_host_call(self._run, decode(body))
+        elif kind == frames.READY and not self._ready.done():
+            self._ready.set_result(None)
+        elif kind not in (frames.DONE, frames.READY):
+            raise ProtocolError(f"a frame of kind {kind} came out of turn")
+
+    def _checked_report(self, report: dict[str, Any]) -> _End:
+        value = report.get("value")
+        if value is not None and (type(value) is not str or len(value) > self._limits.value_bytes):
+            raise ProtocolError("'value' in a frame from inside is not a short string")
+        if report.get("outcome") not in ("ok", "error", "exited", "memory"):
+            raise ProtocolError("'outcome' in a frame from inside is none that an interpreter can claim")
+        return _End(
+            outcome=Outcome(report["outcome"]),
+            exit_code=whole(report, "exit_code", most=255),
+            value=value,
+            value_dropped=whole(report, "value_dropped"),
+            threads=whole(report, "threads"),
+            interrupted=report.get("interrupted") is True,
+        )
+
+    def _on_channel_lost(self, error: Exception | None) -> None:
+        """The interpreter hung up: it is ending, or guest code closed its channel; either way it is of no more use."""
+        self._fault = error
+        if self.alive:
+            self._tell(frames.KILL_ALL)
+
+    # Host functions.
+
+    def _start_host_call(self, run: _Run, request: dict[str, Any]) -> None:
+        task = self._loop.create_task(self._host_call(run, request))
+        self._host_tasks.add(task)
+        task.add_done_callback(self._host_tasks.discard)
+        run.end.add_done_callback(lambda _: task.cancel())
+
+    async def _host_call(self, run: _Run, request: dict[str, Any]) -> None:
+        rules = self._policy.host_functions
+        run.calls += 1
+        name, arguments, keywords = request.get("name"), request.get("args", []), request.get("kwargs", {})
+        function = self._setup.functions.get(name) if isinstance(name, str) else None
+        if function is None or not isinstance(arguments, list) or not isinstance(keywords, dict):
+            answer: dict[str, Any] = {"error": "there is no such host function"}
+        elif run.calls > rules.max_calls_per_step:
+            answer = {"error": f"more than {rules.max_calls_per_step} calls in one step"}
+        else:
+            try:
+                async with asyncio.timeout(rules.timeout_s):
+                    result = function(*arguments, **keywords)
+                    answer = {"value": await result if inspect.isawaitable(result) else result}
+            except TimeoutError:
+                answer = {"error": f"no answer within {rules.timeout_s:g} s"}
+            except Exception as error:  # noqa: BLE001 - the caller's function; its failure is the guest's answer
+                answer = {"error": f"{type(error).__name__}: {error}"}
+        try:
+            body = frames.dump(answer)
+        except (TypeError, ValueError) as error:
+            body = frames.dump({"error": f"the result is not JSON: {error}"})
+        if len(body) > rules.max_bytes:
+            body = frames.dump({"error": f"the result is larger than {rules.max_bytes} bytes"})
+        self._channel.send(frames.RETURN, body)
+
+    # What arrives from the warden.
+
+    def _on_packet(self, packet: bytes, descriptors: list[int]) -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        kind, body = packet[0], packet[1:]
+        if kind == frames.INTERPRETER_EXITED:
+            self._on_interpreter_exited(decode(body))
+        elif kind == frames.COMMAND_EXITED:
+            self._on_command_exited(decode(body))
+        elif kind in (frames.FILE_ANSWER, frames.FILE_DATA):
+            self._answers.put_nowait((kind, body))
+        elif kind == frames.SWEPT and self._swept is not None and not self._swept.done():
+            self._swept.set_result(None)
+        elif kind == frames.DRAINED and self._drained is not None and not self._drained.done():
+            self._drained.set_result(decode(body))
+        elif kind == frames.OVER_LIMIT and self._run is not None:
+            self._run.stopped = self._run.stopped or Outcome.MEMORY
+
+    def _on_interpreter_exited(self, how: dict[str, Any]) -> None:
+        """Replace it, in the same workspace. The run that it was in, if any, has ended."""
+        code, number = whole(how, "exit_code", most=255), whole(how, "signal", most=64)
+        if not self._ready.done():
+            reason = self._output.stderr
+            reason.read()
+            self._ready.set_exception(SandboxDied(f"no interpreter could be started: {reason.take()[0].strip()}"))
+            self.kill()
+            return
+        self._replace_interpreter()
+        if self._run is not None and self._run.number:
+            return
+        end = _End(outcome=Outcome.EXITED, exit_code=code, interpreter_gone=True)
+        if number:
+            end = _End(outcome=Outcome.KILLED, signal=number, interpreter_gone=True)
+        self._end_run(end)
+
+    def _replace_interpreter(self) -> None:
+        self._channel.close()
+        self._ready = self._loop.create_future()
+        ours, theirs = socket.socketpair()
+        self._channel = self._open_channel(ours)
+        self._tell(frames.SPAWN, {}, [theirs.fileno()])
+        theirs.close()
+        self._configure()
+
+    def _on_command_exited(self, how: dict[str, Any]) -> None:
+        code, number = whole(how, "exit_code", most=255), whole(how, "signal", most=64)
+        if self._run is None or self._run.number != whole(how, "number"):
+            return
+        if number:
+            self._end_run(_End(outcome=Outcome.KILLED, signal=number))
+        else:
+            self._end_run(_End(outcome=_COMMAND_OUTCOMES[code == 0], exit_code=code))
+
+    def _on_control_lost(self, error: Exception | None) -> None:
+        self._fault = error
+        self.kill()
+
+    # Files.
+
+    async def write_file(self, path: str, data: bytes, mode: int) -> None:
+        """Make or replace a regular file."""
+        await self._wait_until_ready()
+        self._tell(frames.FILE_WRITE, {"path": path, "mode": mode})
+        for start in range(0, len(data), frames.FILE_CHUNK_BYTES):
+            self._control.send(bytes([frames.FILE_DATA]) + data[start : start + frames.FILE_CHUNK_BYTES])
+            await self._control.drained()
+        self._tell(frames.FILE_END)
+        await self._file_answer()
+
+    async def read_file(self, path: str, limit_bytes: int) -> bytes:
+        """The content of a regular file."""
+        await self._wait_until_ready()
+        self._tell(frames.FILE_READ, {"path": path, "limit_bytes": limit_bytes})
+        data = bytearray()
+        while (chunk := await self._file_answer()) is not None:
+            if isinstance(chunk, bytes):
+                data += chunk
+                if len(data) > limit_bytes + frames.FILE_CHUNK_BYTES:
+                    raise ProtocolError("more of a file arrived than was asked for")
+        return bytes(data[:limit_bytes])
+
+    async def list_files(self, path: str) -> list[FileEntry]:
+        """What a directory holds."""
+        await self._wait_until_ready()
+        self._tell(frames.FILE_LIST, {"path": path})
+        found: list[FileEntry] = []
+        while (answer := await self._file_answer()) is not None:
+            if isinstance(answer, dict):
+                found.append(FileEntry(**answer))
+        return found
+
+    async def _file_answer(self) -> bytes | dict[str, Any] | None:
+        """A chunk of a file, an entry of a directory, or None at the end."""
+        try:
+            item = await self._answers.get()
+        except BaseException:
+            self.kill()  # the rest of the answer would be taken for that of the next call
+            raise
+        if item is None:
+            self._answers.put_nowait(None)
+            raise SandboxDied("the sandbox ended during a file call")
+        kind, body = item
+        if kind == frames.FILE_DATA:
+            return body
+        answer = decode(body)
+        if "errno" in answer:
+            code = whole(answer, "errno", most=4095)
+            raise FileError(code, os.strerror(code), str(answer.get("path")))
+        entry = answer.get("entry")
+        return entry if isinstance(entry, dict) else None
+
+    # Waiting.
+
+    async def _wait_until_ready(self) -> None:
+        self._check_alive()
+        if not self._ready.done() and not await _within(self._ready, _START_PATIENCE_S):
+            self.kill()
+            raise SandboxDied(f"no interpreter was ready within {_START_PATIENCE_S:g} s")
+        self._ready.result()
+
+    def _check_alive(self) -> None:
+        if not self.alive:
+            raise SandboxDied(f"the sandbox has ended: {self._fault or 'its warden is gone'}")
+
+
+async def _within(future: asyncio.Future[Any], patience_s: float) -> bool:
+    done, _ = await asyncio.wait([future], timeout=patience_s)
+    return bool(done)
+
+

@@ -1,0 +1,274 @@
+"""The warden: pid 1 of a sandbox. Our code only; it never runs a line of the guest's.
+
+It starts interpreters and commands, reports how they ended, interrupts and kills when the host says so, reaps what
+was orphaned, and answers file calls with the guest's rights. The hot path does not pass through it.
+
+The kernel discards every signal that the guest sends to pid 1 and for which pid 1 has no handler, SIGKILL included;
+SIGCHLD, the only one handled here, does no more than a look at who has ended. pid_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from sandbox.guest import files, frames
+from sandbox.guest.watchdog import Watchdog
+
+_SPLICE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """How to start what runs beside the warden. Each call forks, enters the inner wall, and returns the pid."""
+
+    interpreter: Callable[[int], int]  # (channel)
+    command: Callable[[dict[str, Any], int, int], int]  # (request, stdout, stderr)
+
+
+class Warden:
+    """Serves the host over `control` until the host hangs up, which ends the sandbox."""
+
+    def __init__(
+        self,
+        control: socket.socket,
+        *,
+        programs: Programs,
+        outputs: tuple[int, int],
+        guest_id: int | None,
+        watchdog: Watchdog | None,
+    ) -> None:
+        self._control = control
+        self._programs = programs
+        self._outputs = outputs  # read ends of stdout and stderr, for draining what exceeds the limit
+        self._guest_id = guest_id  # None if there is a single id
+        self._watchdog = watchdog
+        self._poll = select.poll()
+        self._interpreter = 0
+        self._commands: dict[int, int] = {}  # pid to the host's number
+        self._upload: int | None = None
+        self._upload_error: OSError | None = None
+        self._drained: list[int] | None = None
+
+    def run(self, first_channel: int) -> NoReturn:
+        """Start the first interpreter, then serve."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        signal.signal(signal.SIGCHLD, self._reap)
+        self._spawn(first_channel)
+        self._poll.register(self._control.fileno(), select.POLLIN)
+        pause_ms = self._watchdog.interval_ms if self._watchdog else None
+        while True:
+            # The handler runs only between these two lines, so that it never meets a half-done call.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            ready = self._poll.poll(pause_ms)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+            for descriptor, _ in ready:
+                if descriptor == self._control.fileno():
+                    self._serve_one()
+                else:
+                    self._drain_one(descriptor)
+            if self._watchdog is not None and (reason := self._watchdog.check()) is not None:
+                self._send(frames.OVER_LIMIT, {"reason": reason})
+                kill_all()
+
+    def _serve_one(self) -> None:
+        packet, passed, _, _ = socket.recv_fds(self._control, frames.PACKET_BYTES, 2)
+        if not packet:
+            sys.exit(0)  # the host is gone; the kernel kills the rest of a pid namespace with its pid 1
+        kind, body = packet[0], packet[1:]
+        if kind == frames.FILE_DATA:
+            self._write_chunk(body)
+            return
+        request = frames.load(body) if body else {}
+        match kind:
+            case frames.SPAWN:
+                self._spawn(passed[0])
+            case frames.INTERRUPT:
+                os.kill(self._interpreter, signal.SIGINT)
+            case frames.SWEEP:
+                sweep(keep=self._interpreter)
+                self._send(frames.SWEPT, {})
+            case frames.KILL_ALL:
+                kill_all()
+            case frames.COMMAND:
+                self._command(request, passed)
+            case frames.DRAIN:
+                self._start_draining()
+            case frames.DRAIN_STOP:
+                self._stop_draining()
+            case frames.FILE_WRITE | frames.FILE_END | frames.FILE_READ | frames.FILE_LIST:
+                self._file_call(kind, request)
+
+    def _spawn(self, channel: int) -> None:
+        self._interpreter = self._programs.interpreter(channel)
+        os.close(channel)
+
+    def _command(self, request: dict[str, Any], passed: list[int]) -> None:
+        stdout, stderr = passed
+        pid = self._programs.command(request, stdout, stderr)
+        self._commands[pid] = request["number"]
+        os.close(stdout)
+        os.close(stderr)
+
+    def _reap(self, signum: int, frame: object) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._interpreter:
+                self._interpreter = 0
+                kill_all()  # an interpreter takes what it started with it
+                self._send(frames.INTERPRETER_EXITED, _how(status))
+            elif pid in self._commands:
+                self._send(frames.COMMAND_EXITED, {"number": self._commands.pop(pid), **_how(status)})
+
+    # Output beyond the limit is thrown away here, in the sandbox's own share of the processors.
+
+    def _start_draining(self) -> None:
+        if self._drained is None:
+            self._drained = [0, 0]
+            self._null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+            for descriptor in self._outputs:
+                self._poll.register(descriptor, select.POLLIN)
+
+    def _drain_one(self, descriptor: int) -> bool:
+        moved = _splice(descriptor, self._null)
+        if self._drained is not None:
+            self._drained[self._outputs.index(descriptor)] += moved
+        return moved > 0
+
+    def _stop_draining(self) -> None:
+        if self._drained is None:
+            return
+        for descriptor in self._outputs:
+            self._poll.unregister(descriptor)
+            while self._drain_one(descriptor):
+                pass
+        drained, self._drained = self._drained, None
+        os.close(self._null)
+        self._send(frames.DRAINED, {"stdout_bytes": drained[0], "stderr_bytes": drained[1]})
+
+    # File calls.
+
+    def _file_call(self, kind: int, request: dict[str, Any]) -> None:
+        try:
+            with self._as_guest():
+                answer = self._file_answer(kind, request)
+        except OSError as error:
+            answer = {"errno": error.errno, "path": error.filename}
+        if answer is not None:
+            self._send(frames.FILE_ANSWER, answer)
+
+    def _file_answer(self, kind: int, request: dict[str, Any]) -> dict[str, Any] | None:
+        if kind == frames.FILE_WRITE:
+            self._upload_error = None
+            try:
+                self._upload = files.open_for_writing(request["path"], request["mode"])
+            except OSError as error:
+                self._upload_error = error  # answered when all of it has arrived
+            return None
+        if kind == frames.FILE_END:
+            if self._upload is not None:
+                os.close(self._upload)
+            self._upload = None
+            if self._upload_error is not None:
+                raise self._upload_error
+            return {}
+        if kind == frames.FILE_READ:
+            self._send_file(request["path"], request["limit_bytes"])
+            return None
+        for entry in files.entries(request["path"]):
+            self._send(frames.FILE_ANSWER, {"entry": entry})
+        return {}
+
+    def _write_chunk(self, data: bytes) -> None:
+        if self._upload is None or self._upload_error is not None:
+            return
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._upload, rest) :]
+        except OSError as error:
+            self._upload_error = error
+
+    def _send_file(self, path: str, limit_bytes: int) -> None:
+        descriptor, size = files.open_for_reading(path)
+        try:
+            if size > limit_bytes:
+                raise OSError(27, os.strerror(27), path)  # EFBIG
+            sent = 0
+            while sent <= limit_bytes and (data := os.read(descriptor, frames.FILE_CHUNK_BYTES)):
+                sent += len(data)
+                self._control.send(bytes([frames.FILE_DATA]) + data)
+        finally:
+            os.close(descriptor)
+        self._send(frames.FILE_ANSWER, {})
+
+    @contextlib.contextmanager
+    def _as_guest(self) -> Iterator[None]:
+        """Touch files as the guest's user: what the guest cannot open, the warden cannot open for it."""
+        if self._guest_id is None:
+            yield
+            return
+        os.setegid(self._guest_id)
+        os.seteuid(self._guest_id)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+
+    def _send(self, kind: int, body: dict[str, Any]) -> None:
+        try:
+            self._control.send(bytes([kind]) + frames.dump(body))
+        except (BrokenPipeError, ConnectionResetError):
+            sys.exit(0)
+
+
+def kill_all() -> None:
+    """Kill every process of this pid namespace but the warden. kill(2), pid -1."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+
+
+def sweep(*, keep: int) -> None:
+    """Kill every process but the warden and `keep`, also those that are being born meanwhile."""
+    while True:
+        found = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        doomed = [pid for pid in found if pid not in (1, keep) and not _is_zombie(pid)]
+        if not doomed:
+            return
+        for pid in doomed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except OSError:
+        return True
+
+
+def _splice(source: int, target: int) -> int:
+    try:
+        return os.splice(source, target, _SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK)
+    except BlockingIOError:
+        return 0
+
+
+def _how(status: int) -> dict[str, Any]:
+    if os.WIFSIGNALED(status):
+        return {"signal": os.WTERMSIG(status)}
+    return {"exit_code": os.WEXITSTATUS(status)}

@@ -1,0 +1,24 @@
+"""Resource limits of a process. getrlimit(2)."""
+
+from __future__ import annotations
+
+import resource
+
+_NAMES = {
+    "address_space_bytes": resource.RLIMIT_AS,
+    "core_bytes": resource.RLIMIT_CORE,
+    "data_bytes": resource.RLIMIT_DATA,
+    "file_size_bytes": resource.RLIMIT_FSIZE,
+    "locked_bytes": resource.RLIMIT_MEMLOCK,
+    "message_queue_bytes": resource.RLIMIT_MSGQUEUE,
+    "open_files": resource.RLIMIT_NOFILE,
+    "processes": resource.RLIMIT_NPROC,
+    "queued_signals": resource.RLIMIT_SIGPENDING,
+    "stack_bytes": resource.RLIMIT_STACK,
+}
+
+
+def set_limits(limits: dict[str, int]) -> None:
+    """Set soft and hard limits by the names above; no process can raise them again."""
+    for name, value in limits.items():
+        resource.setrlimit(_NAMES[name], (value, value))

@@ -1,0 +1,40 @@
+"""What the host tells a zygote at its start. Data only; the host made every decision in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+GUEST = 1000  # the guest's user and group, as the sandbox sees them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Read once, from the first packet."""
+
+    workspace_bytes: int
+    workspace_files: int
+    rlimits: dict[str, int]
+    open_files: int
+    value_bytes: int
+    environment: dict[str, str]
+    filter_hex: str
+    libraries: list[str]
+    preload: list[str]
+    memory_watchdog_bytes: int | None
+    two_ids: bool  # False for an ordinary user, who has a single id to give
+
+    @classmethod
+    def load(cls, body: dict[str, Any]) -> Settings:
+        """Build from the decoded packet."""
+        return cls(**body)
+
+    @property
+    def protected_from(self) -> int:
+        """The lowest of our own descriptors in an interpreter; the filter keeps guest code from closing them."""
+        return protected_descriptors(self.open_files)[0]
+
+
+def protected_descriptors(open_files: int) -> range:
+    """Saved stdin, stdout, stderr, and the channel: the highest numbers that the limit allows."""
+    return range(open_files - 4, open_files)
