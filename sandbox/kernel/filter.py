@@ -118,7 +118,10 @@ def _build(
         raise UnsupportedError(
             f"no system-call filter for {machine}; use a machine with x86_64 or aarch64, or the docker driver"
         )
-    allowed = table.expand(seccomp.allow) - table.expand(deny)
+    denied = table.expand(deny)
+    for _ in _numbers(lib, table, machine, denied):
+        pass  # a misspelt name must not deny nothing
+    allowed = table.expand(seccomp.allow) - denied
     for name in sorted(allowed & set(table.refused)):
         raise PolicyError(f"seccomp.allow: {name} cannot be allowed: {table.refused[name]}; remove it")
     built = _empty(lib, machine)
