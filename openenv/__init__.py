@@ -3,8 +3,7 @@
 Importing this package costs nothing: every public name below is loaded on first use.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from openenv._lazy import lazy_attributes
 
@@ -12,10 +11,14 @@ if TYPE_CHECKING:
     from openenv.core.generic_client import GenericAction, GenericEnvClient
     from openenv.core.sync_client import SyncEnvClient
 
+    __version__: str
+
 __all__ = ["GenericAction", "GenericEnvClient", "SyncEnvClient", "__version__", "cli", "core"]
 
 
 def _installed_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     for distribution in ("openenv", "openenv-core"):
         try:
             return version(distribution)
@@ -24,9 +27,7 @@ def _installed_version() -> str:
     return "0.0.0"
 
 
-__version__ = _installed_version()
-
-__getattr__, __dir__ = lazy_attributes(
+_get, __dir__ = lazy_attributes(
     __name__,
     {
         "GenericAction": "openenv.core.generic_client",
@@ -35,3 +36,9 @@ __getattr__, __dir__ = lazy_attributes(
     },
     submodules=("cli", "core"),
 )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _installed_version()
+    return _get(name)

@@ -19,17 +19,16 @@ def serve(
     environment: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME|PATH]",
-            help="An environment's name (`coding`, `coding-env`), or its folder. Default: the folder you are
-            in.",
+            metavar="NAME|PATH",
+            help="An environment's name (`coding`, `coding-env`) or folder. Default: the folder you are in.",
         ),
     ] = None,
     port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="TCP port.")] = 8000,
     host: Annotated[
         str, typer.Option("--host", help="Address to bind; the default is reachable from this machine only.")
     ] = "127.0.0.1",
-    reload: Annotated[bool, typer.Option("--reload", help="Restart when the environment's code changes.")] =
-    False, max_sessions: Annotated[
+    reload: Annotated[bool, typer.Option("--reload", help="Restart when its code changes.")] = False,
+    max_sessions: Annotated[
         int | None, typer.Option("--max-sessions", min=1, help="How many sessions at once.")
     ] = None,
 ) -> None:
@@ -59,12 +58,9 @@ def serve(
 
 
 def _make_importable(located: Located) -> None:
-    # Last, so that an environment's `models` cannot hide an installed package of that name; and in
-    # PYTHONPATH too, for the processes of a reloading server.
-    missing = [path for path in located.import_paths if path not in sys.path]
-    sys.path.extend(missing)
-    inherited = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([*([inherited] if inherited else []), *missing])
+    # Last, so that an environment's `models` cannot hide an installed package of that name. The processes of a
+    # reloading server inherit the path.
+    sys.path.extend(path for path in located.import_paths if path not in sys.path)
 
 
 def _import(located: Located) -> None:
@@ -72,8 +68,9 @@ def _import(located: Located) -> None:
     try:
         application = getattr(importlib.import_module(module), attribute, None)
     except (OpenEnvError, ModuleNotFoundError) as error:
-        hint = f" Is its package installed? pip install -e {located.folder}" if isinstance(error,
-        ImportError) else "" typer.echo(f"Error: {module} cannot be loaded: {error}.{hint}", err=True)
+        missing = isinstance(error, ImportError)
+        hint = f" Is its package installed? pip install -e {located.folder}" if missing else ""
+        typer.echo(f"Error: {module} cannot be loaded: {error}.{hint}", err=True)
         raise typer.Exit(1) from error
     except Exception as error:  # whatever the environment's own code raises while it is imported
         typer.echo(traceback.format_exc(), err=True)
