@@ -33,8 +33,8 @@ from sandbox.janitor import Janitor
 from sandbox.kernel.cgroups import CgroupLimits, Cgroups, Slot, open_cgroups, remove_stale
 from sandbox.kernel.filter import compile_filter
 from sandbox.policy import Policy
-from sandbox.wire import PacketChannel, decode, whole
-from sandbox.zygote.settings import protected_descriptors
+from sandbox.wire import PacketChannel, decode
+from sandbox.zygote.settings import HELLO, REPLY, REQUEST, protected_descriptors
 
 _log = logging.getLogger(__name__)
 _START_PATIENCE_S = 60.0
@@ -70,7 +70,7 @@ class ZygoteDriver:
         self._next_index = 0
         self._numbers = 0
         self._ids = IdRange.for_this_process()
-        self._processors = sorted(os.sched_getaffinity(0))
+        self._processors = sorted(number for number in os.sched_getaffinity(0) if number < 64)
         self._closed = False
         self.config_text = ""
         self.python_version = ""
@@ -254,17 +254,17 @@ class ZygoteDriver:
         }
 
     def _on_packet(self, zygote: _Zygote, packet: bytes, passed: list[int]) -> None:
-        body = decode(packet)
-        if "python" in body:
-            if not zygote.hello.done():
-                zygote.hello.set_result(body)
+        if packet.startswith(HELLO) and not zygote.hello.done():
+            zygote.hello.set_result(decode(packet[len(HELLO) :]))
             return
-        waiting = zygote.pidfds.pop(whole(body, "number"), None)
+        (number,) = REPLY.unpack_from(packet)
+        waiting = zygote.pidfds.pop(number, None)
         if waiting is None or waiting.done() or not passed:
             for descriptor in passed:
                 os.close(descriptor)
             if waiting is not None and not waiting.done():
-                waiting.set_exception(SandboxDied(f"the zygote could not fork: {body.get('error')}"))
+                reason = packet[REPLY.size :].decode("utf-8", "replace")
+                waiting.set_exception(SandboxDied(f"the zygote could not fork: {reason}"))
             return
         waiting.set_result(passed[0])
 
@@ -361,23 +361,20 @@ class ZygoteDriver:
         slot = box.slot
         attach = slot.attach_fds if slot is not None else ()
         into = (slot.clone_fd,) if slot is not None and slot.clone_fd is not None else ()
-        request = {
-            "number": number,
-            "ids": [1 + 2 * box.index, 2 + 2 * box.index] if self.two_ids else [0],
-            "cgroup": bool(into),
-            "processors": self._share_of_processors(box.index) if slot is None else None,
-        }
+        warden, guest = (1 + 2 * box.index, 2 + 2 * box.index) if self.two_ids else (0, 0)
+        processors = self._share_of_processors(box.index) if slot is None else 0
+        request = REQUEST.pack(number, warden, guest, bool(into), processors)
         try:
-            zygote.channel.send(frames.dump(request), [*passed, *attach, *into])
+            zygote.channel.send(request, [*passed, *attach, *into])
         finally:
             for descriptor in passed[:4]:
                 os.close(descriptor)
         return await waiting
 
-    def _share_of_processors(self, index: int) -> list[int]:
-        """Where no cgroup limits the processor time, each sandbox is pinned to as many processors as it may use."""
-        count = int(self._policy.limits.cpu_cores)
-        return [self._processors[(index * count + offset) % len(self._processors)] for offset in range(count)]
+    def _share_of_processors(self, index: int) -> int:
+        """A mask: without a cpu cgroup, each sandbox is pinned to as many processors as it may use."""
+        count, known = int(self._policy.limits.cpu_cores), self._processors
+        return sum(1 << known[(index * count + offset) % len(known)] for offset in range(count))
 
     async def _discard(self, box: ZygoteBox) -> None:
         """End a box and give back its cgroup and its users."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import ast
+import gc
 import linecache
 import os
 import random
@@ -41,7 +42,7 @@ class Interpreter:
         self._flush_c_streams = flush_c_streams
         self._main = types.ModuleType("__main__")
         self._main.__dict__["__builtins__"] = sys.modules["builtins"]
-        self._pid = os.getpid()
+        self._pid = 0
         self._steps = 0
         self._remembered: dict[str, int] = {}
         self._running = False
@@ -53,14 +54,20 @@ class Interpreter:
             _writer(2, "backslashreplace"),
         )
 
-    def serve(self) -> None:
-        """Answer frames until the host hangs up."""
+    def become_main(self) -> None:
+        """Make this process look like `python` with nothing run yet. Once, before forking: it is shared then."""
         sys.modules["__main__"] = self._main
         for name in [name for name in sys.modules if name.partition(".")[0] == "sandbox"]:
             del sys.modules[name]
         sys.path[:] = ["", *(entry for entry in sys.path if entry and not entry.startswith("/proc"))]
         sys.argv[:] = [""]
+        sys.stdin, sys.stdout, sys.stderr = self._standard
+
+    def serve(self) -> None:
+        """Answer frames until the host hangs up."""
+        self._pid = os.getpid()
         signal.signal(signal.SIGINT, self._on_interrupt)
+        gc.enable()
         self._stream.send(frames.READY, b"{}")
         while (frame := self._stream.receive()) is not None:
             kind, body = frame

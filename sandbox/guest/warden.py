@@ -9,11 +9,10 @@ SIGCHLD, the only one handled here, does no more than a look at who has ended. p
 
 from __future__ import annotations
 
+import _signal
 import contextlib
 import os
 import select
-import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from sandbox.guest import files, frames
 from sandbox.guest.watchdog import Watchdog
 
 _SPLICE_BYTES = 1 << 20
+_ANCILLARY_BYTES = 64
+_CHILDREN = (_signal.SIGCHLD,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Warden:
 
     def __init__(
         self,
-        control: socket.socket,
+        control: Any,
         *,
         programs: Programs,
         outputs: tuple[int, int],
@@ -59,16 +60,16 @@ class Warden:
 
     def run(self, first_channel: int) -> NoReturn:
         """Start the first interpreter, then serve."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        signal.signal(signal.SIGCHLD, self._reap)
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _CHILDREN)
+        _signal.signal(_signal.SIGCHLD, self._reap)
         self._spawn(first_channel)
         self._poll.register(self._control.fileno(), select.POLLIN)
         pause_ms = self._watchdog.interval_ms if self._watchdog else None
         while True:
             # The handler runs only between these two lines, so that it never meets a half-done call.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _CHILDREN)
             ready = self._poll.poll(pause_ms)
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+            _signal.pthread_sigmask(_signal.SIG_BLOCK, _CHILDREN)
             for descriptor, _ in ready:
                 if descriptor == self._control.fileno():
                     self._serve_one()
@@ -79,7 +80,7 @@ class Warden:
                 kill_all()
 
     def _serve_one(self) -> None:
-        packet, passed, _, _ = socket.recv_fds(self._control, frames.PACKET_BYTES, 2)
+        packet, ancillary, _, _ = self._control.recvmsg(frames.PACKET_BYTES, _ANCILLARY_BYTES)
         if not packet:
             sys.exit(0)  # the host is gone; the kernel kills the rest of a pid namespace with its pid 1
         kind, body = packet[0], packet[1:]
@@ -87,11 +88,12 @@ class Warden:
             self._write_chunk(body)
             return
         request = frames.load(body) if body else {}
+        passed = _descriptors(ancillary)
         match kind:
             case frames.SPAWN:
                 self._spawn(passed[0])
             case frames.INTERRUPT:
-                os.kill(self._interpreter, signal.SIGINT)
+                os.kill(self._interpreter, _signal.SIGINT)
             case frames.SWEEP:
                 sweep(keep=self._interpreter)
                 self._send(frames.SWEPT, {})
@@ -235,10 +237,15 @@ class Warden:
             sys.exit(0)
 
 
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    data = ancillary[0][2] if ancillary else b""
+    return [int.from_bytes(data[start : start + 4], sys.byteorder) for start in range(0, len(data), 4)]
+
+
 def kill_all() -> None:
     """Kill every process of this pid namespace but the warden. kill(2), pid -1."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(-1, signal.SIGKILL)
+        os.kill(-1, _signal.SIGKILL)
 
 
 def sweep(*, keep: int) -> None:
@@ -250,7 +257,7 @@ def sweep(*, keep: int) -> None:
             return
         for pid in doomed:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, _signal.SIGKILL)
 
 
 def _is_zombie(pid: int) -> bool:

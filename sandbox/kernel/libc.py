@@ -10,12 +10,12 @@ import os
 from collections.abc import Callable
 
 __all__ = [
-    "capset",
+    "Capabilities",
+    "SeccompFilter",
     "clone3",
     "flush_streams",
     "mount",
     "prctl",
-    "set_seccomp_filter",
     "sethostname",
     "umount2",
     "unshare",
@@ -29,6 +29,18 @@ _holding_gil = ctypes.PyDLL(None, use_errno=True)
 _before_fork: Callable[[], None] = ctypes.pythonapi.PyOS_BeforeFork
 _after_fork_parent: Callable[[], None] = ctypes.pythonapi.PyOS_AfterFork_Parent
 _after_fork_child: Callable[[], None] = ctypes.pythonapi.PyOS_AfterFork_Child
+
+# Declared once: a call then makes no objects, and so touches no page that a sandbox would have to copy.
+_ulong = ctypes.c_ulong
+_holding_gil.syscall.argtypes = (ctypes.c_long, ctypes.c_void_p, ctypes.c_size_t)
+_holding_gil.syscall.restype = ctypes.c_long
+_libc.prctl.argtypes = (ctypes.c_int, _ulong, _ulong, _ulong, _ulong)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, _ulong, ctypes.c_char_p)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+_libc.fflush.argtypes = (ctypes.c_void_p,)
 
 
 class _CloneArgs(ctypes.Structure):
@@ -79,9 +91,7 @@ def clone3(flags: int, exit_signal: int, cgroup_fd: int | None = None) -> tuple[
         cgroup=cgroup_fd or 0,
     )
     _before_fork()
-    pid = _holding_gil.syscall(
-        ctypes.c_long(_SYS_CLONE3), ctypes.byref(arguments), ctypes.c_size_t(ctypes.sizeof(arguments))
-    )
+    pid = _holding_gil.syscall(_SYS_CLONE3, ctypes.addressof(arguments), ctypes.sizeof(arguments))
     if pid == 0:
         _after_fork_child()
         return 0, -1
@@ -92,12 +102,9 @@ def clone3(flags: int, exit_signal: int, cgroup_fd: int | None = None) -> tuple[
 
 def mount(source: str, target: str, fstype: str, flags: int = 0, options: str = "") -> None:
     """mount(2)."""
-    _check(
-        _libc.mount(
-            source.encode(), target.encode(), fstype.encode(), ctypes.c_ulong(flags), options.encode() or None
-        ),
-        f"mount {fstype or source} on {target}",
-    )
+    result = _libc.mount(source.encode(), target.encode(), fstype.encode(), flags, options.encode() or None)
+    if result < 0:
+        _check(result, f"mount {fstype or source} on {target}")
 
 
 def umount2(target: str, flags: int) -> None:
@@ -107,32 +114,42 @@ def umount2(target: str, flags: int) -> None:
 
 def prctl(option: int, argument: int = 0) -> int:
     """prctl(2) with one integer argument."""
-    zero = ctypes.c_ulong(0)
-    return _check(_libc.prctl(option, ctypes.c_ulong(argument), zero, zero, zero), f"prctl {option}")
+    result: int = _libc.prctl(option, argument, 0, 0, 0)
+    return result if result >= 0 else _check(result, f"prctl {option}")
 
 
-def set_seccomp_filter(program: bytes) -> None:
-    """Install a raw BPF program (an array of `struct sock_filter`) on the calling thread. There is no way back."""
-    pr_set_seccomp, mode_filter, instruction_bytes = 22, 2, 8
-    buffer = ctypes.create_string_buffer(program, len(program))
-    description = _SockFprog(len(program) // instruction_bytes, ctypes.addressof(buffer))
-    _check(
-        _libc.prctl(pr_set_seccomp, ctypes.c_ulong(mode_filter), ctypes.byref(description)), "prctl PR_SET_SECCOMP"
-    )
+class SeccompFilter:
+    """A raw BPF program, an array of `struct sock_filter`, laid out for the kernel ahead of time."""
+
+    def __init__(self, program: bytes) -> None:
+        instruction_bytes = 8
+        self._buffer = ctypes.create_string_buffer(program, len(program))
+        self._description = _SockFprog(len(program) // instruction_bytes, ctypes.addressof(self._buffer))
+        self._address = ctypes.addressof(self._description)
+
+    def install(self) -> None:
+        """Filter the calling thread and its children from here on. There is no way back. seccomp(2)."""
+        pr_set_seccomp, mode_filter = 22, 2
+        _check(_libc.prctl(pr_set_seccomp, mode_filter, self._address, 0, 0), "prctl PR_SET_SECCOMP")
 
 
-def capset(permitted: int) -> None:
-    """Make `permitted`, a bit mask, the permitted and effective set; the inheritable set becomes empty."""
-    header = _CapHeader(_LINUX_CAPABILITY_VERSION_3, 0)
-    low, high = permitted & 0xFFFFFFFF, permitted >> 32
-    data = (_CapData * 2)(_CapData(low, low, 0), _CapData(high, high, 0))
-    _check(_libc.capset(ctypes.byref(header), data), "capset")
+class Capabilities:
+    """Permitted and effective sets of capset(2), a bit mask, laid out ahead of time; the inheritable set is empty."""
+
+    def __init__(self, permitted: int) -> None:
+        low, high = permitted & 0xFFFFFFFF, permitted >> 32
+        self._header = _CapHeader(_LINUX_CAPABILITY_VERSION_3, 0)
+        self._data = (_CapData * 2)(_CapData(low, low, 0), _CapData(high, high, 0))
+
+    def keep(self) -> None:
+        """Make these the sets of the calling thread."""
+        _check(_libc.capset(ctypes.addressof(self._header), ctypes.addressof(self._data)), "capset")
 
 
 def sethostname(name: str) -> None:
     """sethostname(2)."""
     raw = name.encode()
-    _check(_libc.sethostname(raw, ctypes.c_size_t(len(raw))), "sethostname")
+    _check(_libc.sethostname(raw, len(raw)), "sethostname")
 
 
 def flush_streams() -> None:

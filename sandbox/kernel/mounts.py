@@ -16,9 +16,15 @@ def mount_proc(target: str) -> None:
     libc.mount("proc", target, "proc", NOSUID | NODEV | NOEXEC, "subset=pid")
 
 
-def mount_tmpfs(target: str, *, size_bytes: int, inodes: int, mode: int) -> None:
-    """Mount an empty tmpfs of a fixed size. Beyond it, writers get ENOSPC. tmpfs(5)."""
-    libc.mount("tmpfs", target, "tmpfs", NOSUID | NODEV, f"size={size_bytes},nr_inodes={inodes},mode={mode:o}")
+class Tmpfs:
+    """An empty tmpfs of a fixed size, described ahead of time. Beyond it, writers get ENOSPC. tmpfs(5)."""
+
+    def __init__(self, *, size_bytes: int, inodes: int, mode: int) -> None:
+        self._options = f"size={size_bytes},nr_inodes={inodes},mode={mode:o}"
+
+    def mount(self, target: str) -> None:
+        """Mount a new one."""
+        libc.mount("tmpfs", target, "tmpfs", NOSUID | NODEV, self._options)
 
 
 def bind(source: str, target: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _signal
 import os
-import signal
 
 from sandbox.kernel import libc
 
@@ -19,15 +19,14 @@ ALL = NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
 
 def fork_into_new(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:
     """Fork into new namespaces: (pid, pidfd) in the parent, (0, -1) in the child. clone3(2)."""
-    return libc.clone3(flags, signal.SIGCHLD, cgroup_fd)
+    return libc.clone3(flags, _signal.SIGCHLD, cgroup_fd)
 
 
-def map_ids(pid: int, ids: list[tuple[int, int]]) -> None:
-    """Give the new user namespace of `pid` its users and groups: pairs of (inside, outside). user_namespaces(7).
+def map_ids(pid: int, text: bytes) -> None:
+    """Give the new user namespace of `pid` its users and groups: lines of inside, outside, count. user_namespaces(7).
 
     A map can be written once. The writer needs CAP_SETUID and CAP_SETGID in the parent namespace.
     """
-    text = "".join(f"{inside} {outside} 1\n" for inside, outside in ids).encode()
     for name in ("uid_map", "gid_map"):
         descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
         try:

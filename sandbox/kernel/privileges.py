@@ -7,8 +7,12 @@ import os
 from sandbox.kernel import libc
 
 CAP_KILL, CAP_SETGID, CAP_SETUID = 5, 6, 7
-_PR_CAPBSET_DROP, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 24, 4, 38
-_EINVAL = 22
+_PR_CAPBSET_DROP, _PR_SET_DUMPABLE = 24, 4
+
+
+def _last_capability() -> int:
+    with open("/proc/sys/kernel/cap_last_cap", "rb") as file:
+        return int(file.read())
 
 
 def become(user: int) -> None:
@@ -18,25 +22,20 @@ def become(user: int) -> None:
     os.setresuid(user, user, user)
 
 
-def keep_capabilities(*capabilities: int) -> None:
-    """Keep exactly these in the permitted and effective sets; the inheritable and ambient sets become empty."""
-    libc.capset(sum(1 << capability for capability in capabilities))
+def capabilities(*kept: int) -> libc.Capabilities:
+    """Exactly these in the permitted and effective sets, to be applied with `keep()`; no inheritable, no ambient ones."""
+    return libc.Capabilities(sum(1 << capability for capability in kept))
 
 
-def empty_bounding_set() -> None:
-    """Let no execve ever give a capability again."""
-    for capability in range(64):
-        try:
-            libc.prctl(_PR_CAPBSET_DROP, capability)
-        except OSError as error:
-            if error.errno == _EINVAL:  # past the last capability of this kernel
-                return
-            raise
+def bounding_set() -> range:
+    """Every capability that this kernel knows."""
+    return range(_last_capability() + 1)
 
 
-def set_no_new_privileges() -> None:
-    """Make set-user-id bits and file capabilities mean nothing from here on."""
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+def empty_bounding_set(known: range) -> None:
+    """Let no execve ever give one of `known` again."""
+    for capability in known:
+        libc.prctl(_PR_CAPBSET_DROP, capability)
 
 
 def set_dumpable(dumpable: bool) -> None:

@@ -18,7 +18,12 @@ _NAMES = {
 }
 
 
-def set_limits(limits: dict[str, int]) -> None:
-    """Set soft and hard limits by the names above; no process can raise them again."""
-    for name, value in limits.items():
-        resource.setrlimit(_NAMES[name], (value, value))
+def prepare(limits: dict[str, int]) -> list[tuple[int, tuple[int, int]]]:
+    """Limits by the names above, as `apply` takes them."""
+    return [(_NAMES[name], (value, value)) for name, value in limits.items()]
+
+
+def apply(prepared: list[tuple[int, tuple[int, int]]]) -> None:
+    """Set soft and hard limits; no process can raise them again."""
+    for number, pair in prepared:
+        resource.setrlimit(number, pair)

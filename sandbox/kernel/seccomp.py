@@ -1,10 +1,10 @@
-"""Installing a system-call filter that the host compiled. seccomp(2)."""
+"""A system-call filter that the host compiled. seccomp(2)."""
 
 from __future__ import annotations
 
 from sandbox.kernel import libc
 
 
-def install(program: bytes) -> None:
-    """Filter every later system call of this process and its children. Needs no-new-privileges."""
-    libc.set_seccomp_filter(program)
+def prepare(program: bytes) -> libc.SeccompFilter:
+    """The filter, to be applied with `install()` to a process that has promised no new privileges."""
+    return libc.SeccompFilter(program)

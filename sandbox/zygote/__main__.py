@@ -10,100 +10,93 @@ Who watches whom: the host holds a pidfd of every warden, and killing it ends it
 the packet socket closes, this program exits, and the kernel ends the whole jail with its pid 1. When this program
 dies, so does every sandbox, and the host sees nsjail exit.
 
+Writing is what costs: a page that this loop writes to between two forks is a page that the older child no longer
+shares. Hence the C functions under `signal` and `socket`, whose wrappers touch enums, and packed structures.
+
 Every descriptor that is open here would be inherited by every sandbox, because nothing is executed anew: the list is
 the packet socket and the standard streams.
 """
 
 from __future__ import annotations
 
+import _signal
+import _socket
 import gc
 import importlib
 import importlib.util
 import os
-import signal
-import socket
+import struct
 import sys
 from typing import Any, NoReturn
 
 from sandbox.guest import frames
 from sandbox.kernel import namespaces
 from sandbox.zygote import warmup
-from sandbox.zygote.enter import Passed, enter_sandbox
-from sandbox.zygote.settings import GUEST, Settings
+from sandbox.zygote.enter import InnerWall, Passed, enter_sandbox
+from sandbox.zygote.settings import HELLO, REPLY, REQUEST, Settings
 
-_MAX_DESCRIPTORS = 24
+_ANCILLARY_BYTES = 256
+_DESCRIPTORS = [struct.Struct(f"={count}i") for count in range(32)]
+_PIDFD = struct.Struct("=i")
 
 
 def main(control_descriptor: int) -> NoReturn:
     """Serve fork requests on the inherited packet socket until the host hangs up."""
-    control = socket.socket(fileno=control_descriptor)
+    control = _socket.socket(fileno=control_descriptor)
     settings = Settings.load(frames.load(control.recv(1 << 20)))
     missing = [name for name in settings.libraries if importlib.util.find_spec(name) is None]
     os.environ.clear()
     os.environ.update(settings.environment)
     for name in settings.preload:
         importlib.import_module(name)
+    wall = InnerWall(settings)
     warmup.run(settings)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # wardens are reaped by the kernel; the host has their pidfds
+    wall.interpreter.become_main()
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # wardens are reaped by the kernel; the host has their pidfds
     gc.collect()
     gc.disable()
     gc.freeze()
-    control.send(frames.dump({"python": sys.version.split()[0], "missing": missing}))
+    control.send(HELLO + frames.dump({"python": sys.version.split()[0], "missing": missing}))
     while True:
-        packet, descriptors, _, _ = socket.recv_fds(control, 1 << 16, _MAX_DESCRIPTORS)
-        if not packet:
-            sys.exit(0)
-        _fork_sandbox(control, settings, frames.load(packet), descriptors)
+        _serve_one(control, wall)
 
 
-def _fork_sandbox(
-    control: socket.socket, settings: Settings, request: dict[str, Any], descriptors: list[int]
-) -> None:
-    cgroup = descriptors.pop() if request["cgroup"] else None
-    channel, warden_control, out, err, out_read, err_read, *tasks = descriptors
-    passed = Passed(
-        channel=channel,
-        control=warden_control,
-        outputs=(out, err),
-        drains=(out_read, err_read),
-        tasks=tuple(tasks),
-    )
+def _serve_one(control: Any, wall: InnerWall) -> None:
+    packet, ancillary, _, _ = control.recvmsg(REQUEST.size, _ANCILLARY_BYTES)
+    if not packet:
+        sys.exit(0)
+    number, warden_id, guest_id, into_cgroup, processor_mask = REQUEST.unpack(packet)
+    data = ancillary[0][2]
+    descriptors = _DESCRIPTORS[len(data) // 4].unpack(data)
+    cgroup = descriptors[-1] if into_cgroup else None
     gate, opener = os.pipe()
     try:
         pid, pidfd = namespaces.fork_into_new(namespaces.ALL, cgroup)
         if pid == 0:
-            unneeded = [opener, *([cgroup] if cgroup is not None else [])]
-            _in_child(control, settings, passed, request["processors"], gate, unneeded)
+            unneeded = (control.fileno(), opener, cgroup) if into_cgroup else (control.fileno(), opener)
+            _in_child(wall, Passed(descriptors[: -1 if into_cgroup else None]), processor_mask, gate, unneeded)
         try:
-            outside = request["ids"]
-            inside = (0, GUEST) if settings.two_ids else (GUEST,)
-            namespaces.map_ids(pid, list(zip(inside, outside, strict=True)))
+            namespaces.map_ids(pid, wall.id_map(warden_id, guest_id))
             os.write(opener, b"1")
-            socket.send_fds(control, [frames.dump({"number": request["number"]})], [pidfd])
+            control.sendmsg((REPLY.pack(number),), ((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, _PIDFD.pack(pidfd)),))
         finally:
             os.close(pidfd)
     except OSError as error:
-        control.send(frames.dump({"number": request["number"], "error": str(error)}))
+        control.send(REPLY.pack(number) + str(error).encode())
     finally:
-        for descriptor in (gate, opener, *descriptors, *([cgroup] if cgroup is not None else [])):
+        os.close(gate)
+        os.close(opener)
+        for descriptor in descriptors:
             os.close(descriptor)
 
 
 def _in_child(
-    control: socket.socket,
-    settings: Settings,
-    passed: Passed,
-    processors: list[int] | None,
-    gate: int,
-    unneeded: list[int],
+    wall: InnerWall, passed: Passed, processor_mask: int, gate: int, unneeded: tuple[int, ...]
 ) -> NoReturn:
     try:
-        control.close()
         for descriptor in unneeded:
             os.close(descriptor)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        gc.enable()
-        enter_sandbox(settings, passed, processors, gate)
+        enter_sandbox(wall, passed, processor_mask, gate)
     except BaseException as error:  # noqa: BLE001 - a process edge: nothing may return into the fork loop
         os.write(2, f"sandbox: entering failed: {error!r}\n".encode("utf-8", "replace"))
     finally:

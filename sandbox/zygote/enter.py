@@ -22,12 +22,10 @@ An interpreter, or a command, is a child of the warden. `_become_guest` takes it
 
 from __future__ import annotations
 
+import _signal
+import _socket
 import os
-import signal
-import socket
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from sandbox.guest.interpreter import Interpreter
@@ -37,36 +35,69 @@ from sandbox.kernel import libc, mounts, namespaces, privileges, rlimits, seccom
 from sandbox.zygote.settings import GUEST, Settings, protected_descriptors
 
 _STAGING = "/mnt"
+_WRITABLE = (
+    (f"{_STAGING}/workspace", "/workspace", 0o755),
+    (f"{_STAGING}/tmp", "/tmp", 0o1777),  # noqa: S108
+    (f"{_STAGING}/shm", "/dev/shm", 0o1777),  # noqa: S108
+)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Passed:
-    """The descriptors that came with a request for a sandbox."""
+    """The descriptors that came with a request for a sandbox, in this order."""
 
-    channel: int  # stream socket of the first interpreter
-    control: int  # packet socket of the warden
-    outputs: tuple[int, int]  # write ends of stdout and stderr
-    drains: tuple[int, int]  # their read ends
-    tasks: tuple[int, ...]  # `tasks` files of the cgroups to join; none where clone3 did it
+    __slots__ = ("channel", "control", "drains", "outputs", "tasks")
 
-    def all(self) -> list[int]:
-        """Every descriptor, for closing."""
-        return [self.channel, self.control, *self.outputs, *self.drains, *self.tasks]
+    def __init__(self, descriptors: tuple[int, ...]) -> None:
+        self.channel = descriptors[0]  # stream socket of the first interpreter
+        self.control = descriptors[1]  # packet socket of the warden
+        self.outputs = descriptors[2:4]  # write ends of stdout and stderr
+        self.drains = descriptors[4:6]  # their read ends
+        self.tasks = descriptors[6:]  # `tasks` files of the cgroups to join; none where clone3 did it
 
 
-def enter_sandbox(settings: Settings, passed: Passed, processors: list[int] | None, gate: int) -> NoReturn:
+class InnerWall:
+    """What entering needs, made once in the zygote: a page that a sandbox writes to is a page that it has to copy."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.bounding_set = privileges.bounding_set()
+        self.warden_capabilities = privileges.capabilities(
+            privileges.CAP_KILL, privileges.CAP_SETGID, privileges.CAP_SETUID
+        )
+        self.no_capabilities = privileges.capabilities()
+        self.rlimits = rlimits.prepare(settings.rlimits)
+        self.filter = seccomp.prepare(bytes.fromhex(settings.filter_hex))
+        self.two_ids = settings.two_ids
+        self.tmpfs = mounts.Tmpfs(
+            size_bytes=settings.workspace_bytes, inodes=settings.workspace_files + 4, mode=0o755
+        )
+        self.protected = protected_descriptors(settings.open_files)
+        *saved, channel = self.protected
+        self.interpreter = Interpreter(
+            channel,
+            saved_streams=(saved[0], saved[1], saved[2]),
+            value_bytes=settings.value_bytes,
+            flush_c_streams=libc.flush_streams,
+        )
+
+    def id_map(self, warden: int, guest: int) -> bytes:
+        """What the sandbox's users are to the zygote: see `namespaces.map_ids`."""
+        return b"0 %d 1\n1000 %d 1\n" % (warden, guest) if self.two_ids else b"1000 %d 1\n" % guest
+
+
+def enter_sandbox(wall: InnerWall, passed: Passed, processor_mask: int, gate: int) -> NoReturn:
     """Turn this fresh child of the zygote into a warden with its first interpreter."""
     _wait_for_ids(gate)
     _join_cgroups(passed.tasks)
-    _stay_on(processors)
-    _take_namespace_root(settings)
-    _mount_private_filesystems(settings)
+    _stay_on(processor_mask)
+    _take_namespace_root(wall)
+    _mount_private_filesystems(wall)
     namespaces.set_hostname("sandbox")
-    privileges.empty_bounding_set()
-    privileges.keep_capabilities(privileges.CAP_KILL, privileges.CAP_SETGID, privileges.CAP_SETUID)
+    privileges.empty_bounding_set(wall.bounding_set)
+    wall.warden_capabilities.keep()
     privileges.set_dumpable(False)
     os.chdir("/workspace")
-    _serve_as_warden(settings, passed)
+    _serve_as_warden(wall, passed)
 
 
 def _wait_for_ids(gate: int) -> None:
@@ -82,52 +113,39 @@ def _join_cgroups(tasks: tuple[int, ...]) -> None:
         os.close(descriptor)
 
 
-def _stay_on(processors: list[int] | None) -> None:
+def _stay_on(processor_mask: int) -> None:
     # In place of a cpu cgroup. The filter keeps guest code from changing it.
-    if processors is not None:
-        os.sched_setaffinity(0, processors)
+    if processor_mask:
+        os.sched_setaffinity(0, [bit for bit in range(64) if processor_mask >> bit & 1])
 
 
-def _take_namespace_root(settings: Settings) -> None:
-    if settings.two_ids:
+def _take_namespace_root(wall: InnerWall) -> None:
+    if wall.two_ids:
         privileges.become(0)
 
 
-def _mount_private_filesystems(settings: Settings) -> None:
+def _mount_private_filesystems(wall: InnerWall) -> None:
     """One tmpfs, and so one limit, under the three places that can be written."""
     mounts.mount_proc("/proc")
-    mounts.mount_tmpfs(
-        _STAGING, size_bytes=settings.workspace_bytes, inodes=settings.workspace_files + 4, mode=0o755
-    )
-    for name, target, mode in (
-        ("workspace", "/workspace", 0o755),
-        ("tmp", "/tmp", 0o1777),  # noqa: S108
-        ("shm", "/dev/shm", 0o1777),  # noqa: S108
-    ):
-        mounts.make_directory(f"{_STAGING}/{name}", mode=mode, owner=GUEST)
-        mounts.bind(f"{_STAGING}/{name}", target)
+    wall.tmpfs.mount(_STAGING)
+    for source, target, mode in _WRITABLE:
+        mounts.make_directory(source, mode=mode, owner=GUEST)
+        mounts.bind(source, target)
     mounts.detach(_STAGING)
 
 
-def _serve_as_warden(settings: Settings, passed: Passed) -> NoReturn:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    control = socket.socket(fileno=passed.control)
-    watchdog = (
-        Watchdog(memory_bytes=settings.memory_watchdog_bytes)
-        if settings.memory_watchdog_bytes is not None
-        else None
-    )
+def _serve_as_warden(wall: InnerWall, passed: Passed) -> NoReturn:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    memory_bytes = wall.settings.memory_watchdog_bytes
     warden = Warden(
-        control,
+        _socket.socket(fileno=passed.control),
         programs=Programs(
-            interpreter=lambda channel: _fork(lambda: _run_interpreter(settings, passed, channel)),
-            command=lambda request, stdout, stderr: _fork(
-                lambda: _run_command(settings, request, stdout, stderr)
-            ),
+            interpreter=lambda channel: _fork(lambda: _run_interpreter(wall, passed, channel)),
+            command=lambda request, out, err: _fork(lambda: _run_command(wall, request, out, err)),
         ),
         outputs=passed.drains,
-        guest_id=GUEST if settings.two_ids else None,
-        watchdog=watchdog,
+        guest_id=GUEST if wall.two_ids else None,
+        watchdog=Watchdog(memory_bytes=memory_bytes) if memory_bytes is not None else None,
     )
     warden.run(passed.channel)
 
@@ -144,58 +162,49 @@ def _fork(run: Callable[[], NoReturn]) -> int:
         os._exit(125)
 
 
-def _run_interpreter(settings: Settings, passed: Passed, channel: int) -> NoReturn:
-    first_protected = settings.protected_from
-    for offset, source in enumerate((os.open("/dev/null", os.O_RDONLY), *passed.outputs, channel)):
-        os.dup2(source, first_protected + offset, inheritable=False)
-    for number in range(3):
-        os.dup2(first_protected + number, number)
-    os.closerange(3, first_protected)
-    os.environ.clear()
-    os.environ.update(settings.environment)
-    _become_guest(settings)
-    *saved, kept_channel = protected_descriptors(settings.open_files)
-    Interpreter(
-        kept_channel,
-        saved_streams=(saved[0], saved[1], saved[2]),
-        value_bytes=settings.value_bytes,
-        flush_c_streams=libc.flush_streams,
-    ).serve()
+def _run_interpreter(wall: InnerWall, passed: Passed, channel: int) -> NoReturn:
+    sources = os.open("/dev/null", os.O_RDONLY), *passed.outputs, channel
+    for number, source in zip(wall.protected, sources, strict=True):
+        os.dup2(source, number, inheritable=False)
+    for number, source in enumerate(wall.protected[:3]):
+        os.dup2(source, number)
+    os.closerange(3, wall.protected[0])
+    _become_guest(wall)
+    wall.interpreter.serve()
     os._exit(0)
 
 
-def _run_command(settings: Settings, request: dict[str, Any], stdout: int, stderr: int) -> NoReturn:
+def _run_command(wall: InnerWall, request: dict[str, Any], stdout: int, stderr: int) -> NoReturn:
     for number, source in enumerate((os.open("/dev/null", os.O_RDONLY), stdout, stderr)):
         os.dup2(source, number)
-    os.closerange(3, settings.open_files)
-    _become_guest(settings)
-    environment = settings.environment | request["environment"]
+    os.closerange(3, wall.settings.open_files)
+    _become_guest(wall)
     arguments = request["arguments"]
     try:
         os.chdir(request["directory"])
-        os.execvpe(arguments[0], arguments, environment)
+        os.execvpe(arguments[0], arguments, wall.settings.environment | request["environment"])
     except OSError as error:
         subject = error.filename if error.filename is not None else arguments[0]
         os.write(2, f"{subject}: {os.strerror(error.errno or 0)}\n".encode("utf-8", "surrogateescape"))
         os._exit(127 if error.errno == 2 else 126)
-    sys.exit(126)
 
 
-def _become_guest(settings: Settings) -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, set())
-    for number in (signal.SIGCHLD, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+def _become_guest(wall: InnerWall) -> None:
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     os.setsid()
     _die_first_when_memory_runs_out()
-    rlimits.set_limits(settings.rlimits)
-    if settings.two_ids:
+    rlimits.apply(wall.rlimits)
+    if wall.two_ids:
         privileges.become(GUEST)
-    privileges.keep_capabilities()
+    wall.no_capabilities.keep()
     privileges.set_dumpable(True)
-    seccomp.install(bytes.fromhex(settings.filter_hex))
+    wall.filter.install()
 
 
 def _die_first_when_memory_runs_out() -> None:
     privileges.set_dumpable(True)  # the warden is not, and /proc/self of such a process belongs to nobody
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+    descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    os.write(descriptor, b"1000")
+    os.close(descriptor)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any
+
+REQUEST = struct.Struct("<QIIBQ")  # number, warden's id, guest's id, whether the last descriptor is a cgroup, processors
+REPLY = struct.Struct("<Q")  # number; a pidfd comes along, or the text of an error follows
+HELLO = b"\0"  # the first packet from a zygote: this byte, then a JSON object
 
 GUEST = 1000  # the guest's user and group, as the sandbox sees them
 

@@ -21,7 +21,7 @@ def main(plan: str) -> NoReturn:
     directory = request["directory"]
     namespaces.leave_mount_namespace()
     mounts.make_private("/")
-    mounts.mount_tmpfs(directory, size_bytes=1 << 20, inodes=len(request["sources"]) + 8, mode=0o755)
+    mounts.Tmpfs(size_bytes=1 << 20, inodes=len(request["sources"]) + 8, mode=0o755).mount(directory)
     for number, source in enumerate(request["sources"]):
         target = f"{directory}/{number}"
         if os.path.isdir(source):

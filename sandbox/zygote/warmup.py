@@ -13,8 +13,10 @@ import sys
 
 from sandbox.guest import frames
 from sandbox.guest.interpreter import Interpreter
+from sandbox.kernel import libc
 from sandbox.zygote.settings import Settings
 
+_ROUNDS = 64  # until the adaptive interpreter has specialised what it will: it writes into the code it runs
 _PROGRAM = """
 import math, collections, functools, itertools, random, re, string, typing, json, time, datetime, dataclasses
 def f(x):
@@ -37,12 +39,14 @@ def run(settings: Settings) -> None:
     path, argv = list(sys.path), list(sys.argv)
     try:
         _queue_steps(ours)
-        Interpreter(
+        interpreter = Interpreter(
             theirs.fileno(),
             saved_streams=(null, null, null),
             value_bytes=settings.value_bytes,
-            flush_c_streams=lambda: None,
-        ).serve()
+            flush_c_streams=libc.flush_streams,
+        )
+        interpreter.become_main()
+        interpreter.serve()
     finally:
         for number, descriptor in enumerate(saved):
             os.dup2(descriptor, number)
@@ -60,6 +64,6 @@ def run(settings: Settings) -> None:
 
 def _queue_steps(host: socket.socket) -> None:
     """All steps fit into the socket's buffer, so that no second thread is needed to feed them."""
-    for source in (_PROGRAM, "print(1+1)", "1/0", _PROGRAM):
+    for source in (_PROGRAM, "print(1+1)", "1/0", *["print(1+1)"] * _ROUNDS):
         host.sendall(frames.HEADER.pack(frames.RUN, len(body := frames.dump({"code": source}))) + body)
     host.shutdown(socket.SHUT_WR)

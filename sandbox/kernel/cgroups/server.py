@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -46,7 +45,7 @@ class Cgroups:
         self._zygote_uid = zygote_uid
         self._pid = os.getpid()
         self._names = itertools.count()
-        self._free: defaultdict[CgroupLimits, list[Slot]] = defaultdict(list)
+        self._free: dict[CgroupLimits, list[Slot]] = {}
         self._busy: set[Slot] = set()
         self._dirty: dict[Slot, int] = {}
 
@@ -76,17 +75,26 @@ class Cgroups:
         """An empty slot with these limits and counters at nought."""
         if not self._locks:
             raise ValueError("these cgroups are closed")
-        if lacking := limits.controllers - self.controllers:
-            raise UnsupportedError(
-                f"the limits need cgroup controllers that are not in use: {', '.join(sorted(lacking))}"
-            )
-        slot = self._free[limits].pop() if self._free[limits] else self._fitted(limits)
+        slot = self._idle(limits) or self._fitted(limits)
         self._busy.add(slot)
         return slot
 
+    def _idle(self, limits: CgroupLimits) -> Slot | None:
+        slots = self._free.get(limits)
+        if not slots:
+            return None
+        slot = slots.pop()
+        if not slots:
+            del self._free[limits]
+        return slot
+
     def _fitted(self, limits: CgroupLimits) -> Slot:
-        idle = next((slots for slots in self._free.values() if slots), None)
-        slot = idle.pop() if idle else Slot(f"s{next(self._names)}", self._owned, self._zygote_uid)
+        if lacking := limits.controllers - self.controllers:
+            names = ", ".join(sorted(lacking))
+            raise UnsupportedError(f"the limits need cgroup controllers that are not in use: {names}")
+        slot = self._idle(next(iter(self._free), limits)) or Slot(
+            f"s{next(self._names)}", self._owned, self._zygote_uid
+        )
         try:
             slot.apply(limits)
             slot.restart()
@@ -118,10 +126,9 @@ class Cgroups:
 
     def trim(self, keep: int = 0) -> None:
         """Remove idle slots beyond `keep`, after a peak."""
-        idle = [(slots, slot) for slots in self._free.values() for slot in slots]
-        for slots, slot in idle[keep:]:
-            slots.remove(slot)
-            if not self._dropped(slot):
+        for limits in [limits for limits, slots in self._free.items() for _ in slots][keep:]:
+            slot = self._idle(limits)
+            if slot is not None and not self._dropped(slot):
                 self._dirty[slot] = _RESIDUE_SWEEPS
 
     def _recycled(self, slot: Slot) -> bool:
@@ -129,14 +136,14 @@ class Cgroups:
             if slot.populated():
                 slot.kill()
                 return False
-            if slot.has_residue():
+            if slot.closed or slot.has_residue():
                 return False
             slot.apply(slot.limits)
             slot.restart()
         except OSError:
             logger.warning("cgroup slot is unusable", extra={"slot": slot.name}, exc_info=True)
             return False
-        self._free[slot.limits].append(slot)
+        self._free.setdefault(slot.limits, []).append(slot)
         return True
 
     def _dropped(self, slot: Slot) -> bool:

@@ -78,13 +78,15 @@ class Slot:
     limits: CgroupLimits
     attach_fds: tuple[int, ...]
     clone_fd: int | None
+    closed: bool
 
     def __init__(self, name: str, owners: Sequence[Owned], writable_by: int | None = None) -> None:
         self.name = name
         self.limits = CgroupLimits()
         self.attach_fds = ()
         self.clone_fd = None
-        self._groups: list[str] = []
+        self.closed = False
+        self._groups: list[tuple[int, str]] = []
         self._controls = _Controls()
         try:
             for owned in owners:
@@ -95,7 +97,7 @@ class Slot:
 
     def _open(self, owned: Owned, group: str, writable_by: int | None) -> None:
         os.mkdir(group)
-        self._groups.append(group)
+        self._groups.append((owned.version, group))
         if owned.version == 1:
             self.attach_fds += (os.open(f"{group}/tasks", os.O_WRONLY | os.O_CLOEXEC),)
         else:
@@ -147,11 +149,16 @@ class Slot:
         """
         for control in self._controls.every:
             control.release_brakes()
-        for group in self._groups:
-            tree.kill(group)
+        tree.kill_listed(group for version, group in self._groups if version == 1)
+        for version, group in self._groups:
+            if version == 2:
+                tree.kill(group)
 
     def populated(self) -> bool:
-        return any(tree.populated(group) for group in self._groups)
+        return any(
+            tree.processes(group) if version == 1 else tree.populated(group)
+            for version, group in self._groups
+        )
 
     def has_residue(self) -> bool:
         """Whether so much memory is still charged to the empty slot that the next sandbox would miss it."""
@@ -159,7 +166,8 @@ class Slot:
         return limit is not None and used is not None and used > max(_RESIDUE_BYTES, limit * _RESIDUE_SHARE)
 
     def close(self) -> None:
-        """Close the descriptors; the groups stay."""
+        """Close the descriptors; the groups stay, and cannot be used any more."""
+        self.closed = True
         for control in self._controls.every:
             control.close()
         held, self.attach_fds, self.clone_fd = (*self.attach_fds, self.clone_fd), (), None
@@ -172,5 +180,5 @@ class Slot:
         self.close()
         while self._groups:
             with contextlib.suppress(FileNotFoundError):
-                os.rmdir(self._groups[-1])
+                os.rmdir(self._groups[-1][1])
             self._groups.pop()

@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Iterable
 
 _PASSES = 8
 
@@ -97,22 +98,25 @@ def kill(root: str) -> None:
     try:
         write(f"{root}/cgroup.kill", "1")
     except FileNotFoundError:  # v1, or v2 before Linux 5.14
-        for group in subtree(root):
-            _kill_listed(group)
+        kill_listed(subtree(root))
     except OSError as error:
         if error.errno != errno.ENODEV:
             raise
 
 
-def _kill_listed(group: str) -> None:
-    """Signal until a pass finds nobody new, within bounds: forks can outrun us."""
+def kill_listed(groups: Iterable[str]) -> None:
+    """`kill` without the kernel's help, and not below: signal those listed until a pass finds nobody new.
+
+    Within bounds, because forks can outrun us; whoever calls looks again.
+    """
     signalled: set[int] = set()
-    for _ in range(_PASSES):
-        fresh = processes(group) - signalled
-        if not fresh:
-            return
-        _signal(group, fresh)
-        signalled |= fresh
+    for group in groups:
+        for _ in range(_PASSES):
+            fresh = processes(group) - signalled
+            if not fresh:
+                break
+            _signal(group, fresh)
+            signalled |= fresh
 
 
 def _signal(group: str, pids: set[int]) -> None:
