@@ -58,8 +58,8 @@ def serve(
 
 
 def _make_importable(located: Located) -> None:
-    # Last, so that an environment's `models` cannot hide an installed package of that name. The processes of a
-    # reloading server inherit the path.
+    # Last, so that an environment's `models` cannot hide an installed package of that name. The processes of
+    # a reloading server inherit the path.
     sys.path.extend(path for path in located.import_paths if path not in sys.path)
 
 

@@ -1,7 +1,7 @@
 """Frames on a WebSocket, to the byte where clients depend on it."""
 
 import dataclasses
-import datetime
+import datetime as dt
 import enum
 import json
 from collections.abc import Callable
@@ -40,7 +40,9 @@ class EchoEnvironment(Environment[EchoAction, EchoObservation, State]):
         self._state = State()
         self._resets = 0
 
-    def reset(self, seed: int | None = None, episode_id: str | None = None, level: str = "easy") -> EchoObservation:
+    def reset(
+        self, seed: int | None = None, episode_id: str | None = None, level: str = "easy"
+    ) -> EchoObservation:
         self._resets += 1
         self._state = State(episode_id=episode_id, step_count=0)
         return EchoObservation(echoed=f"seed={seed} level={level}")
@@ -97,9 +99,14 @@ def test_reset_without_data_answers_an_observation_without_top_level_metadata(so
 
 
 def test_reset_keywords_reach_the_environment_and_unknown_ones_are_dropped(socket: Any) -> None:
-    reply = ask(socket, {"type": "reset", "data": {"seed": 3, "episode_id": "ep-9", "level": "x", "self": 1, "y": 2}})
+    reply = ask(
+        socket, {"type": "reset", "data": {"seed": 3, "episode_id": "ep-9", "level": "x", "self": 1, "y": 2}}
+    )
     assert reply["data"]["observation"]["echoed"] == "seed=3 level=x"
-    assert ask(socket, {"type": "state"}) == {"type": "state", "data": {"episode_id": "ep-9", "step_count": 0}}
+    assert ask(socket, {"type": "state"}) == {
+        "type": "state",
+        "data": {"episode_id": "ep-9", "step_count": 0},
+    }
 
 
 def test_step_keeps_integer_reward_and_carries_metadata_twice(socket: Any) -> None:
@@ -130,19 +137,47 @@ def test_close_is_answered_by_close_code_1000_and_no_frame(socket: Any) -> None:
         ('{"type":"wat"}', "UNKNOWN_TYPE", "Unknown message type: wat"),
         ('{"type":["state"]}', "UNKNOWN_TYPE", "Unknown message type: ['state']"),
         ('{"type":"step"}', "VALIDATION_ERROR", "Invalid message: data: Field required"),
-        ('{"type":"step","data":[]}', "VALIDATION_ERROR", "Invalid message: data: Input should be a valid dict"),
-        ('{"type":"step","data":{},"timeout_s":1}', "VALIDATION_ERROR", "Invalid message: timeout_s: Extra inputs"),
+        (
+            '{"type":"step","data":[]}',
+            "VALIDATION_ERROR",
+            "Invalid message: data: Input should be a valid dict",
+        ),
+        (
+            '{"type":"step","data":{},"timeout_s":1}',
+            "VALIDATION_ERROR",
+            "Invalid message: timeout_s: Extra inputs",
+        ),
         ('{"type":"state","data":{}}', "VALIDATION_ERROR", "Invalid message: data: Extra inputs"),
-        ('{"type":"step","data":{"text":7}}', "VALIDATION_ERROR", "Invalid action: text: Input should be a valid st"),
+        (
+            '{"type":"step","data":{"text":7}}',
+            "VALIDATION_ERROR",
+            "Invalid action: text: Input should be a valid st",
+        ),
         ('{"type":"step","data":{"what":7}}', "VALIDATION_ERROR", "Invalid action: what: Extra inputs"),
-        ('{"type":"step","data":{"text":"rude"}}', "VALIDATION_ERROR", "Invalid action: text: Value error, be polite"),
-        ('{"type":"reset","data":{"seed":"notint"}}', "VALIDATION_ERROR", "Invalid reset: seed: Input should be"),
-        ('{"type":"reset","data":{"seed":-1}}', "VALIDATION_ERROR", "Invalid reset: seed: Input should be greater"),
+        (
+            '{"type":"step","data":{"text":"rude"}}',
+            "VALIDATION_ERROR",
+            "Invalid action: text: Value error, be polite",
+        ),
+        (
+            '{"type":"reset","data":{"seed":"notint"}}',
+            "VALIDATION_ERROR",
+            "Invalid reset: seed: Input should be",
+        ),
+        (
+            '{"type":"reset","data":{"seed":-1}}',
+            "VALIDATION_ERROR",
+            "Invalid reset: seed: Input should be greater",
+        ),
         ('{"type":"step","data":{"text":"boom"}}', "EXECUTION_ERROR", "kaboom"),
         ('{"type":"step","data":{"text":"silent"}}', "EXECUTION_ERROR", "KeyError"),
         ('{"type":"step","data":{"text":"exit"}}', "EXECUTION_ERROR", "SystemExit: 3"),
         ('{"type":"step","data":{"text":"interrupt"}}', "EXECUTION_ERROR", "KeyboardInterrupt"),
-        ('{"type":"step","data":{"text":"unsendable"}}', "EXECUTION_ERROR", "a value of type 'object' cannot be sent"),
+        (
+            '{"type":"step","data":{"text":"unsendable"}}',
+            "EXECUTION_ERROR",
+            "a value of type 'object' cannot be sent",
+        ),
     ],
 )
 def test_a_request_that_fails_gets_its_code_and_the_session_survives(
@@ -233,7 +268,9 @@ def test_a_broken_factory_is_one_error_frame_and_frees_its_slot(serve: Callable[
 
 
 def test_a_page_of_another_origin_cannot_connect(serve: Callable[..., Any]) -> None:
-    server = serve(create_app(EchoEnvironment, EchoAction, EchoObservation, allowed_origins=["https://ok.example"]))
+    server = serve(
+        create_app(EchoEnvironment, EchoAction, EchoObservation, allowed_origins=["https://ok.example"])
+    )
     for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
         with pytest.raises(InvalidStatus) as refused:
             connect(server.ws_url, origin=origin, proxy=None)  # type: ignore[arg-type]
@@ -270,8 +307,8 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "int64": (np.int64(7), 7),
     "nan": ([float("nan"), np.array([1.0, np.inf])], [None, [1.0, None]]),
     "bytes": ([b"text", b"\xff\x00"], ["text", "/wA="]),
-    "datetime": (datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC), "2026-01-02T03:04:05+00:00"),
-    "timedelta": (datetime.timedelta(milliseconds=1500), 1.5),
+    "datetime": (dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC), "2026-01-02T03:04:05+00:00"),
+    "timedelta": (dt.timedelta(milliseconds=1500), 1.5),
     "set": ({3, 1, 2}, [1, 2, 3]),
     "tuple": ((1, "a"), [1, "a"]),
     "enum": ([Colour.RED, {Colour.RED: 1}], ["red", {"red": 1}]),
@@ -311,7 +348,12 @@ def test_the_slow_road_writes_by_the_same_rule(serve: Callable[..., Any]) -> Non
     server = serve(create_app(PlainEnvironment, PlainAction, PlainObservation))
     with connect(server.ws_url, proxy=None) as socket:
         reply = ask(socket, {"type": "step", "data": {"what": "wide"}})
-        assert reply["data"]["observation"]["value"] == {"n": 2**80, "s": "\udcff", "a": [1.0, None], "e": "red"}
+        assert reply["data"]["observation"]["value"] == {
+            "n": 2**80,
+            "s": "\udcff",
+            "a": [1.0, None],
+            "e": "red",
+        }
 
 
 def test_dataclasses_and_a_state_method_serve_as_well(serve: Callable[..., Any]) -> None:

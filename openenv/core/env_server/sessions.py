@@ -95,6 +95,7 @@ class SessionTable:
         self.limits = limits
         self._sessions: dict[str, Session] = {}
         self._finishing: dict[asyncio.Task[None], Session] = {}
+        self._stuck: set[Session] = set()
         self._reaper: asyncio.Task[None] | None = None
         self._shared_thread = SessionThread("openenv-env-shared") if limits.single_thread else None
 
@@ -141,6 +142,8 @@ class SessionTable:
         task = asyncio.get_running_loop().create_task(self._finish(session))
         self._finishing[task] = session
         task.add_done_callback(self._finishing.pop)
+        if session.host.blocked_thread:
+            self._stuck.add(session)
         if session.on_end is not None:
             session.on_end()
 
@@ -163,16 +166,19 @@ class SessionTable:
         return EnvironmentHost(self.factory, thread, owns_thread=thread is not self._shared_thread)
 
     async def _wait_for_closing(self) -> None:
-        closing = [task for task, session in self._finishing.items() if not session.host.blocked_thread]
+        # Not for environments whose thread is in a call that nothing can stop.
+        closing = [task for task, session in self._finishing.items() if session not in self._stuck]
         if closing:
             await asyncio.wait(closing, timeout=CLOSE_WAIT_S)
 
     async def _finish(self, session: Session) -> None:
-        await asyncio.wait({session.built})
         try:
+            await asyncio.wait({session.built})
             await session.host.close()
         except EnvironmentFault as fault:
             logger.error("session %s did not close cleanly", session.id, exc_info=fault.error)
+        finally:
+            self._stuck.discard(session)
 
     def _start_reaper(self) -> None:
         limits = [self.limits.idle_limit_s(transport) for transport in ("http", "websocket")]
