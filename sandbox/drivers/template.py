@@ -163,8 +163,12 @@ def _system_libraries(interpreter: Interpreter) -> Iterator[Mount]:
             yield Mount(target=f"/{name}", link=f"usr/{name}")
     library = interpreter.shared_library
     if library is not None and os.path.dirname(os.path.realpath(library)) not in map(os.path.realpath, shown):
-        # Found there by default, whatever run path the interpreter was linked with.
-        yield Mount(target=f"/usr/lib/{os.path.basename(library)}", source=os.path.realpath(library))
+        # Found by default, whatever run path the interpreter was linked with. The linker looks into `shown` first:
+        # a library of the same name there is that of another interpreter, and would be run instead.
+        name = os.path.basename(library)
+        covered = [f"{path}/{name}" for path in shown if os.path.exists(f"{path}/{name}")]
+        for target in covered or [f"/usr/lib/{name}"]:
+            yield Mount(target=target, source=os.path.realpath(library))
 
 
 def _dynamic_linker() -> Iterator[Mount]:
