@@ -143,7 +143,7 @@ _HOMES = {
         "TaskProvider",
         "Transform",
     ),
-    "route_config": ("GetEndpointConfig"),
+    "route_config": ("GetEndpointConfig",),
     "serialization": (
         "deserialize_action",
         "deserialize_action_with_preprocessing",
