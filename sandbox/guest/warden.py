@@ -35,22 +35,14 @@ class Programs:
 
 
 class Warden:
-    """Serves the host over `control` until the host hangs up, which ends the sandbox."""
+    """Serves the host until it hangs up, which ends the sandbox. Made before forking, like all that can be shared."""
 
-    def __init__(
-        self,
-        control: Any,
-        *,
-        programs: Programs,
-        outputs: tuple[int, int],
-        guest_id: int | None,
-        watchdog: Watchdog | None,
-    ) -> None:
-        self._control = control
+    def __init__(self, programs: Programs, *, guest_id: int | None, watchdog: Watchdog | None) -> None:
         self._programs = programs
-        self._outputs = outputs  # read ends of stdout and stderr, for draining what exceeds the limit
         self._guest_id = guest_id  # None if there is a single id
         self._watchdog = watchdog
+        self._control: Any = None
+        self._outputs: tuple[int, ...] = ()
         self._poll = select.poll()
         self._interpreter = 0
         self._commands: dict[int, int] = {}  # pid to the host's number
@@ -58,8 +50,9 @@ class Warden:
         self._upload_error: OSError | None = None
         self._drained: list[int] | None = None
 
-    def run(self, first_channel: int) -> NoReturn:
-        """Start the first interpreter, then serve."""
+    def run(self, control: Any, outputs: tuple[int, ...], first_channel: int) -> NoReturn:
+        """Start the first interpreter, then serve. `outputs` are the read ends, for draining what is over the limit."""
+        self._control, self._outputs = control, outputs
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _CHILDREN)
         _signal.signal(_signal.SIGCHLD, self._reap)
         self._spawn(first_channel)

@@ -79,6 +79,16 @@ class InnerWall:
             value_bytes=settings.value_bytes,
             flush_c_streams=libc.flush_streams,
         )
+        self.outputs: tuple[int, ...] = ()  # of the sandbox that this process is part of
+        memory_bytes = settings.memory_watchdog_bytes
+        self.warden = Warden(
+            Programs(
+                interpreter=lambda channel: _fork(_run_interpreter, self, channel),
+                command=lambda request, out, err: _fork(_run_command, self, request, out, err),
+            ),
+            guest_id=GUEST if settings.two_ids else None,
+            watchdog=Watchdog(memory_bytes=memory_bytes) if memory_bytes is not None else None,
+        )
 
     def id_map(self, warden: int, guest: int) -> bytes:
         """What the sandbox's users are to the zygote: see `namespaces.map_ids`."""
@@ -136,34 +146,24 @@ def _mount_private_filesystems(wall: InnerWall) -> None:
 
 def _serve_as_warden(wall: InnerWall, passed: Passed) -> NoReturn:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-    memory_bytes = wall.settings.memory_watchdog_bytes
-    warden = Warden(
-        _socket.socket(fileno=passed.control),
-        programs=Programs(
-            interpreter=lambda channel: _fork(lambda: _run_interpreter(wall, passed, channel)),
-            command=lambda request, out, err: _fork(lambda: _run_command(wall, request, out, err)),
-        ),
-        outputs=passed.drains,
-        guest_id=GUEST if wall.two_ids else None,
-        watchdog=Watchdog(memory_bytes=memory_bytes) if memory_bytes is not None else None,
-    )
-    warden.run(passed.channel)
+    wall.outputs = passed.outputs
+    wall.warden.run(_socket.socket(fileno=passed.control), passed.drains, passed.channel)
 
 
-def _fork(run: Callable[[], NoReturn]) -> int:
+def _fork(run: Callable[..., NoReturn], *arguments: Any) -> int:
     pid = os.fork()
     if pid:
         return pid
     try:
-        run()
+        run(*arguments)
     except BaseException as error:  # noqa: BLE001 - a process edge: nothing may return into the warden's loop
         os.write(2, f"sandbox: {error}\n".encode("utf-8", "replace"))
     finally:
         os._exit(125)
 
 
-def _run_interpreter(wall: InnerWall, passed: Passed, channel: int) -> NoReturn:
-    sources = os.open("/dev/null", os.O_RDONLY), *passed.outputs, channel
+def _run_interpreter(wall: InnerWall, channel: int) -> NoReturn:
+    sources = os.open("/dev/null", os.O_RDONLY), *wall.outputs, channel
     for number, source in zip(wall.protected, sources, strict=True):
         os.dup2(source, number, inheritable=False)
     for number, source in enumerate(wall.protected[:3]):

@@ -17,8 +17,27 @@ from sandbox.kernel import libc
 from sandbox.zygote.settings import Settings
 
 _ROUNDS = 64  # until the adaptive interpreter has specialised what it will: it writes into the code it runs
+# What programs import most, and what costs little to keep.
+STANDARD_LIBRARY = (
+    "bisect",
+    "collections",
+    "copy",
+    "dataclasses",
+    "datetime",
+    "functools",
+    "heapq",
+    "itertools",
+    "json",
+    "math",
+    "operator",
+    "random",
+    "re",
+    "string",
+    "time",
+    "typing",
+)
 _PROGRAM = """
-import math, collections, functools, itertools, random, re, string, typing, json, time, datetime, dataclasses
+import math, collections
 def f(x):
     return [i * x for i in range(10)]
 class C:
