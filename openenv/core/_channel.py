@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from websockets.exceptions import ConnectionClosed, WebSocketException
+
 from openenv.core import _json
 from openenv.core._limits import MAX_MESSAGE_MB, PING_INTERVAL_S, PING_TIMEOUT_S
 from openenv.core.errors import ConnectFailed, ProtocolError, ServerError, SessionLost, StepTimeout
@@ -50,7 +52,6 @@ class Channel:
             ConnectFailed: it cannot be reached in time, or refuses.
         """
         from websockets.asyncio.client import connect
-        from websockets.exceptions import WebSocketException
 
         try:
             socket = await connect(
@@ -79,8 +80,6 @@ class Channel:
             ServerError: the server answered with an error.
             StepTimeout, SessionLost, ProtocolError: no usable reply; the connection is lost.
         """
-        from websockets.exceptions import ConnectionClosed
-
         text = _json.dumps(message)
         try:
             async with asyncio.timeout(timeout_s):
@@ -107,8 +106,6 @@ class Channel:
         self._socket.transport.abort()
 
     async def _round_trip(self, text: bytes) -> bytes:
-        from websockets.exceptions import ConnectionClosed
-
         try:
             await self._socket.send(text, text=True)
         except ConnectionClosed:

@@ -23,8 +23,9 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = HA
 class RunningServer:
     """uvicorn in a thread, on a port that the kernel chose."""
 
-    def __init__(self, app: Any) -> None:
-        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", **uvicorn_options())
+    def __init__(self, app: Any, **options: Any) -> None:
+        options = {**uvicorn_options(), **options}
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", **options)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, name="test-uvicorn")
         self._thread.start()
@@ -45,11 +46,11 @@ class RunningServer:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Any], RunningServer]]:
+def serve() -> Iterator[Callable[..., RunningServer]]:
     servers: list[RunningServer] = []
 
-    def start(app: Any) -> RunningServer:
-        servers.append(RunningServer(app))
+    def start(app: Any, **options: Any) -> RunningServer:
+        servers.append(RunningServer(app, **options))
         return servers[-1]
 
     yield start

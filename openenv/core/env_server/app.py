@@ -157,6 +157,7 @@ class HTTPEnvServer:
             yield
         finally:
             await self.sessions.shutdown()
+            self.http_sessions.forget()
 
     @property
     def router(self) -> APIRouter:

@@ -84,6 +84,10 @@ class HttpSessions:
         slot.session.end("ended by its client")
         return True
 
+    def forget(self) -> None:
+        """Forget every name, as a server that starts anew would have."""
+        self._slots.clear()
+
     async def _session_of(self, name: str, slot: _Slot, *, starts_over: bool) -> Session:
         session = slot.session
         if session is not None and session.ended is None:
