@@ -35,11 +35,11 @@ def map_ids(pid: int, text: bytes) -> None:
             os.close(descriptor)
 
 
-def set_hostname(name: str) -> None:
-    """Name the host as this UTS namespace sees it."""
-    libc.sethostname(name)
+def hostname(name: str) -> libc.Call:
+    """Name the host as this UTS namespace sees it. sethostname(2)."""
+    return libc.prepare("sethostname", name, len(os.fsencode(name)))
 
 
-def leave_mount_namespace() -> None:
+def new_mount_namespace() -> libc.Call:
     """Go on in a copy of the mount namespace. Needs CAP_SYS_ADMIN. unshare(2)."""
-    libc.unshare(NEWNS)
+    return libc.prepare("unshare", NEWNS)

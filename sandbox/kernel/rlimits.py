@@ -1,8 +1,11 @@
-"""Resource limits of a process. getrlimit(2)."""
+"""Resource limits of a process, as calls to be run. prlimit(2)."""
 
 from __future__ import annotations
 
 import resource
+import struct
+
+from sandbox.kernel import libc
 
 _NAMES = {
     "address_space_bytes": resource.RLIMIT_AS,
@@ -18,12 +21,9 @@ _NAMES = {
 }
 
 
-def prepare(limits: dict[str, int]) -> list[tuple[int, tuple[int, int]]]:
-    """Limits by the names above, as `apply` takes them."""
-    return [(_NAMES[name], (value, value)) for name, value in limits.items()]
-
-
-def apply(prepared: list[tuple[int, tuple[int, int]]]) -> None:
-    """Set soft and hard limits; no process can raise them again."""
-    for number, pair in prepared:
-        resource.setrlimit(number, pair)
+def limit(limits: dict[str, int]) -> tuple[libc.Call, ...]:
+    """Soft and hard limits by the names above; no process can raise them again."""
+    return tuple(
+        libc.prepare("prlimit64", 0, _NAMES[name], struct.pack("=QQ", value, value))
+        for name, value in limits.items()
+    )

@@ -1,10 +1,19 @@
-"""A system-call filter that the host compiled. seccomp(2)."""
+"""A system-call filter that the host compiled, as a call to be run. seccomp(2)."""
 
 from __future__ import annotations
 
+import struct
+from dataclasses import replace
+
 from sandbox.kernel import libc
 
+_PR_SET_SECCOMP, _MODE_FILTER = 22, 2
+_INSTRUCTION_BYTES = 8
 
-def prepare(program: bytes) -> libc.SeccompFilter:
-    """The filter, to be applied with `install()` to a process that has promised no new privileges."""
-    return libc.SeccompFilter(program)
+
+def install(program: bytes) -> libc.Call:
+    """Filter every later system call of this process and its children. Needs no-new-privileges; there is no way back."""
+    loaded = libc.prepare("prctl", _PR_SET_SECCOMP, _MODE_FILTER, program)
+    description = struct.pack("@HP", len(program) // _INSTRUCTION_BYTES, libc.address(loaded, 0))  # struct sock_fprog
+    call = libc.prepare("prctl", _PR_SET_SECCOMP, _MODE_FILTER, description)
+    return replace(call, memory=call.memory + loaded.memory)

@@ -1,23 +1,25 @@
-"""Entering the inner wall: two lists of calls, and their order is the argument.
+"""Entering the inner wall: two lists of system calls, and their order is the argument.
 
 A sandbox begins as a child of the zygote in seven new namespaces, with every capability over them and over nothing
-else. `enter_sandbox` uses those capabilities once, for what only they can do, and gives them up:
+else. It waits until the zygote has mapped its ids, for before that no file can be its own, and joins the cgroups, so
+that everything from here on is accounted and limited. Then `sandbox_entry` uses the capabilities once, for what only
+they can do, and gives them up:
 
-  1. wait until the zygote has mapped the ids; before that, no file can be owned by us
-  2. join the cgroups, so that everything from here on is accounted and limited
-  3. take the user 0 that exists only in this namespace
-  4. mount the private /proc and the sized workspace; the rest of the root is read-only and locked by the kernel,
+  1. take the user 0, which exists only in this namespace
+  2. mount the private /proc and the sized workspace; the rest of the root is read-only, and locked by the kernel,
      because it was mounted by a more privileged user namespace
-  5. keep of all capabilities the three that a warden needs to start, stop and impersonate the guest
-  6. serve the host, and never run guest code
+  3. let no execve give a capability, and keep the three that a warden needs to start, stop and impersonate the guest
+  4. let nobody look into it, and serve the host; it never runs guest code
 
-An interpreter, or a command, is a child of the warden. `_become_guest` takes it, from harmless to irreversible:
+An interpreter, or a command, is a child of the warden. It closes every descriptor but its own, makes itself the first
+to die when memory runs out (a dead warden would take the workspace with it), and `guest_entry` takes it from harmless
+to irreversible:
 
-  1. a session of its own, standard streams, and no other descriptor
-  2. it dies first when memory runs out: a dead warden would take the workspace with it
-  3. resource limits, while raising them again still needs a privilege
-  4. another user than the warden's, by which the kernel clears every capability
-  5. the system-call filter last, because the calls above are not in it
+  1. a session of its own
+  2. resource limits, while raising them again still needs a privilege
+  3. another user than the warden's, by which the kernel clears every capability; then the sets again, by hand, for
+     where there is only one user
+  4. the system-call filter last, because the calls above are not in it
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from __future__ import annotations
 import _signal
 import _socket
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from sandbox.guest.interpreter import Interpreter
@@ -35,12 +37,6 @@ from sandbox.kernel import libc, mounts, namespaces, privileges, rlimits, seccom
 from sandbox.zygote.settings import GUEST, Settings, protected_descriptors
 
 _STAGING = "/mnt"
-_WRITABLE = (
-    (f"{_STAGING}/workspace", "/workspace", 0o755),
-    (f"{_STAGING}/tmp", "/tmp", 0o1777),  # noqa: S108
-    (f"{_STAGING}/shm", "/dev/shm", 0o1777),  # noqa: S108
-)
-
 
 class Passed:
     """The descriptors that came with a request for a sandbox, in this order."""
@@ -56,37 +52,52 @@ class Passed:
 
 
 class InnerWall:
-    """What entering needs, made once in the zygote: a page that a sandbox writes to is a page that it has to copy."""
+    """Both lists, and what runs behind them: made once in the zygote, shared by every sandbox."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.bounding_set = privileges.bounding_set()
-        self.warden_capabilities = privileges.capabilities(
-            privileges.CAP_KILL, privileges.CAP_SETGID, privileges.CAP_SETUID
-        )
-        self.no_capabilities = privileges.capabilities()
-        self.rlimits = rlimits.prepare(settings.rlimits)
-        self.filter = seccomp.prepare(bytes.fromhex(settings.filter_hex))
         self.two_ids = settings.two_ids
-        self.tmpfs = mounts.Tmpfs(
-            size_bytes=settings.workspace_bytes, inodes=settings.workspace_files + 4, mode=0o755
+        self.sandbox_entry = (
+            *(privileges.become(0) if settings.two_ids else ()),
+            mounts.proc("/proc"),
+            *_workspace(settings),
+            namespaces.hostname("sandbox"),
+            *privileges.empty_bounding_set(),
+            privileges.keep_capabilities(privileges.CAP_KILL, privileges.CAP_SETGID, privileges.CAP_SETUID),
+            privileges.dumpable(False),
+            mounts.enter("/workspace"),
         )
+        self.guest_entry = (
+            privileges.new_session(),
+            *rlimits.limit(settings.rlimits),
+            *(privileges.become(GUEST) if settings.two_ids else ()),
+            privileges.keep_capabilities(),
+            privileges.dumpable(True),
+            seccomp.install(bytes.fromhex(settings.filter_hex)),
+        )
+        self.dumpable = (privileges.dumpable(True),)
         self.protected = protected_descriptors(settings.open_files)
+        self.outputs: tuple[int, ...] = ()  # of the sandbox that this process is part of
+        self.interpreter = self._make_interpreter()
+        self.warden = self._make_warden()
+
+    def _make_interpreter(self) -> Interpreter:
         *saved, channel = self.protected
-        self.interpreter = Interpreter(
+        return Interpreter(
             channel,
             saved_streams=(saved[0], saved[1], saved[2]),
-            value_bytes=settings.value_bytes,
+            value_bytes=self.settings.value_bytes,
             flush_c_streams=libc.flush_streams,
         )
-        self.outputs: tuple[int, ...] = ()  # of the sandbox that this process is part of
-        memory_bytes = settings.memory_watchdog_bytes
-        self.warden = Warden(
+
+    def _make_warden(self) -> Warden:
+        memory_bytes = self.settings.memory_watchdog_bytes
+        return Warden(
             Programs(
                 interpreter=lambda channel: _fork(_run_interpreter, self, channel),
                 command=lambda request, out, err: _fork(_run_command, self, request, out, err),
             ),
-            guest_id=GUEST if settings.two_ids else None,
+            guest_id=GUEST if self.two_ids else None,
             watchdog=Watchdog(memory_bytes=memory_bytes) if memory_bytes is not None else None,
         )
 
@@ -95,19 +106,30 @@ class InnerWall:
         return b"0 %d 1\n1000 %d 1\n" % (warden, guest) if self.two_ids else b"1000 %d 1\n" % guest
 
 
+def _workspace(settings: Settings) -> Iterator[libc.Call]:
+    """One tmpfs, and so one limit, under the three places that can be written."""
+    yield mounts.tmpfs(
+        _STAGING, size_bytes=settings.workspace_bytes, inodes=settings.workspace_files + 4, mode=0o755
+    )
+    for name, target, mode in (
+        ("workspace", "/workspace", 0o755),
+        ("tmp", "/tmp", 0o1777),  # noqa: S108
+        ("shm", "/dev/shm", 0o1777),  # noqa: S108
+    ):
+        yield from mounts.directory(f"{_STAGING}/{name}", mode=mode, owner=GUEST)
+        yield mounts.bind(f"{_STAGING}/{name}", target)
+    yield mounts.detach(_STAGING)
+
+
 def enter_sandbox(wall: InnerWall, passed: Passed, processor_mask: int, gate: int) -> NoReturn:
     """Turn this fresh child of the zygote into a warden with its first interpreter."""
     _wait_for_ids(gate)
     _join_cgroups(passed.tasks)
     _stay_on(processor_mask)
-    _take_namespace_root(wall)
-    _mount_private_filesystems(wall)
-    namespaces.set_hostname("sandbox")
-    privileges.empty_bounding_set(wall.bounding_set)
-    wall.warden_capabilities.keep()
-    privileges.set_dumpable(False)
-    os.chdir("/workspace")
-    _serve_as_warden(wall, passed)
+    libc.run(wall.sandbox_entry)
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    wall.outputs = passed.outputs
+    wall.warden.run(_socket.socket(fileno=passed.control), passed.drains, passed.channel)
 
 
 def _wait_for_ids(gate: int) -> None:
@@ -127,27 +149,6 @@ def _stay_on(processor_mask: int) -> None:
     # In place of a cpu cgroup. The filter keeps guest code from changing it.
     if processor_mask:
         os.sched_setaffinity(0, [bit for bit in range(64) if processor_mask >> bit & 1])
-
-
-def _take_namespace_root(wall: InnerWall) -> None:
-    if wall.two_ids:
-        privileges.become(0)
-
-
-def _mount_private_filesystems(wall: InnerWall) -> None:
-    """One tmpfs, and so one limit, under the three places that can be written."""
-    mounts.mount_proc("/proc")
-    wall.tmpfs.mount(_STAGING)
-    for source, target, mode in _WRITABLE:
-        mounts.make_directory(source, mode=mode, owner=GUEST)
-        mounts.bind(source, target)
-    mounts.detach(_STAGING)
-
-
-def _serve_as_warden(wall: InnerWall, passed: Passed) -> NoReturn:
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-    wall.outputs = passed.outputs
-    wall.warden.run(_socket.socket(fileno=passed.control), passed.drains, passed.channel)
 
 
 def _fork(run: Callable[..., NoReturn], *arguments: Any) -> int:
@@ -192,19 +193,12 @@ def _run_command(wall: InnerWall, request: dict[str, Any], stdout: int, stderr: 
 def _become_guest(wall: InnerWall) -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-    os.setsid()
-    _die_first_when_memory_runs_out()
-    rlimits.apply(wall.rlimits)
-    if wall.two_ids:
-        privileges.become(GUEST)
-    wall.no_capabilities.keep()
-    privileges.set_dumpable(True)
-    wall.filter.install()
+    _die_first_when_memory_runs_out(wall)
+    libc.run(wall.guest_entry)
 
 
-def _die_first_when_memory_runs_out() -> None:
-    privileges.set_dumpable(True)  # the warden is not, and /proc/self of such a process belongs to nobody
+def _die_first_when_memory_runs_out(wall: InnerWall) -> None:
+    libc.run(wall.dumpable)  # the warden is not, and /proc/self of such a process belongs to nobody
     descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
     os.write(descriptor, b"1000")
     os.close(descriptor)

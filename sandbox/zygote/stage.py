@@ -12,22 +12,26 @@ import os
 import sys
 from typing import NoReturn
 
-from sandbox.kernel import mounts, namespaces
+from sandbox.kernel import libc, mounts, namespaces
 
 
 def main(plan: str) -> NoReturn:
     """Bind each `sources[i]` to `directory/i`, then become `command`."""
     request = json.loads(plan)
     directory = request["directory"]
-    namespaces.leave_mount_namespace()
-    mounts.make_private("/")
-    mounts.Tmpfs(size_bytes=1 << 20, inodes=len(request["sources"]) + 8, mode=0o755).mount(directory)
+    libc.run(
+        [
+            namespaces.new_mount_namespace(),
+            mounts.private("/"),
+            mounts.tmpfs(directory, size_bytes=1 << 20, inodes=len(request["sources"]) + 8, mode=0o755),
+        ]
+    )
     for number, source in enumerate(request["sources"]):
         target = f"{directory}/{number}"
         if os.path.isdir(source):
             os.mkdir(target)
         else:
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-        mounts.bind(source, target)
+        libc.run([mounts.bind(source, target)])
     os.execve(request["command"][0], request["command"], {})
     sys.exit(126)
