@@ -70,7 +70,7 @@ class Warden:
                     self._drain_one(descriptor)
             if self._watchdog is not None and (reason := self._watchdog.check()) is not None:
                 self._send(frames.OVER_LIMIT, {"reason": reason})
-                kill_all()
+                sweep(keep=0)  # until all are dead: what the dying still hold would be held against the next one
 
     def _serve_one(self) -> None:
         packet, ancillary, _, _ = self._control.recvmsg(frames.PACKET_BYTES, _ANCILLARY_BYTES)
