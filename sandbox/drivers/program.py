@@ -15,7 +15,9 @@ if sys.argv[1] == "stage":
     from sandbox.zygote.stage import main
     main(sys.argv[2])
 else:
-    from sandbox.zygote.__main__ import main
+    from sandbox.zygote import hooks
+    hooks.record()
+    from sandbox.zygote.start import main
     main(int(sys.argv[2]))
 """
 _HOST_ONLY = ("kernel/cgroups", "kernel/filter", "kernel/syscalls")

@@ -34,6 +34,7 @@ from sandbox.guest.interpreter import Interpreter
 from sandbox.guest.warden import Programs, Warden
 from sandbox.guest.watchdog import Watchdog
 from sandbox.kernel import libc, mounts, namespaces, privileges, rlimits, seccomp
+from sandbox.zygote import hooks
 from sandbox.zygote.settings import GUEST, Settings, protected_descriptors
 
 _STAGING = "/mnt"
@@ -170,6 +171,7 @@ def _run_interpreter(wall: InnerWall, channel: int) -> NoReturn:
     for number, source in enumerate(wall.protected[:3]):
         os.dup2(source, number)
     os.closerange(3, wall.protected[0])
+    hooks.catch_up()
     _become_guest(wall)
     wall.interpreter.serve()
     os._exit(0)

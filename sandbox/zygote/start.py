@@ -41,5 +41,3 @@ def main(control_descriptor: int) -> NoReturn:
     loop.serve(control, settings, hello)
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
