@@ -128,7 +128,8 @@ def _mount(mount: Mount) -> str:
     if mount.link is not None:
         return f"mount {{ src: {_quote(mount.link)} {target} is_symlink: true }}"
     if mount.content is not None:
-        return f"mount {{ src_content: {_quote(mount.content)} {target} rw: false nosuid: true nodev: true noexec: true }}"
+        content = f"src_content: {_quote(mount.content)} {target}"
+        return f"mount {{ {content} rw: false nosuid: true nodev: true noexec: true }}"
     if mount.source is None:
         return f'mount {{ {target} fstype: "tmpfs" options: "size=4096,mode=755" rw: false nosuid: true nodev: true }}'
     device = mount.target.startswith("/dev/")

@@ -137,13 +137,13 @@ def root_mounts(policy: Policy, interpreter: Interpreter, libraries: str | None)
         yield Mount(target=f"/dev/{name}", source=f"/dev/{name}")
     for name, link in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         yield Mount(target=f"/dev/{name}", link=link)
-    yield Mount(target="/etc/passwd", content=_PASSWD)
+    yield Mount(target="/etc/passwd", content=_ACCOUNTS)
     yield Mount(target="/etc/group", content="root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n")
     for path in ("/workspace", "/tmp", "/dev/shm", "/mnt"):  # noqa: S108
         yield Mount(target=path)
 
 
-_PASSWD = (
+_ACCOUNTS = (
     "root:x:0:0:root:/:/usr/bin/sh\n"
     "sandbox:x:1000:1000:sandbox:/workspace:/usr/bin/sh\n"
     "nobody:x:65534:65534:nobody:/:/usr/bin/false\n"

@@ -318,9 +318,7 @@ class ZygoteDriver:
         slot = None
         if self._cgroups is not None:
             slot = self._cgroups.acquire(
-                CgroupLimits(
-                    memory_bytes=limits.memory_bytes, tasks=limits.processes + 1, cpu_cores=limits.cpu_cores
-                )
+                CgroupLimits(memory_bytes=limits.memory_bytes, tasks=limits.processes + 1, cpu_cores=limits.cpu_cores)
             )
         index = self._free_indices.pop() if self._free_indices else self._next_index
         self._next_index = max(self._next_index, index + 1)

@@ -75,7 +75,7 @@ class Warden:
     def _serve_one(self) -> None:
         packet, ancillary, _, _ = self._control.recvmsg(frames.PACKET_BYTES, _ANCILLARY_BYTES)
         if not packet:
-            sys.exit(0)  # the host is gone; the kernel kills the rest of a pid namespace with its pid 1
+            os._exit(0)  # the host is gone; the kernel kills the rest of a pid namespace with its pid 1
         kind, body = packet[0], packet[1:]
         if kind == frames.FILE_DATA:
             self._write_chunk(body)
@@ -227,7 +227,7 @@ class Warden:
         try:
             self._control.send(bytes([kind]) + frames.dump(body))
         except (BrokenPipeError, ConnectionResetError):
-            sys.exit(0)
+            os._exit(0)
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

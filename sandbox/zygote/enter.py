@@ -39,6 +39,7 @@ from sandbox.zygote.settings import GUEST, Settings, protected_descriptors
 
 _STAGING = "/mnt"
 
+
 class Passed:
     """The descriptors that came with a request for a sandbox, in this order."""
 
@@ -109,9 +110,7 @@ class InnerWall:
 
 def _workspace(settings: Settings) -> Iterator[libc.Call]:
     """One tmpfs, and so one limit, under the three places that can be written."""
-    yield mounts.tmpfs(
-        _STAGING, size_bytes=settings.workspace_bytes, inodes=settings.workspace_files + 4, mode=0o755
-    )
+    yield mounts.tmpfs(_STAGING, size_bytes=settings.workspace_bytes, inodes=settings.workspace_files + 4, mode=0o755)
     for name, target, mode in (
         ("workspace", "/workspace", 0o755),
         ("tmp", "/tmp", 0o1777),  # noqa: S108
@@ -158,7 +157,7 @@ def _fork(run: Callable[..., NoReturn], *arguments: Any) -> int:
         return pid
     try:
         run(*arguments)
-    except BaseException as error:  # noqa: BLE001 - a process edge: nothing may return into the warden's loop
+    except BaseException as error:
         os.write(2, f"sandbox: {error}\n".encode("utf-8", "replace"))
     finally:
         os._exit(125)

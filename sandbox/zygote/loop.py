@@ -46,13 +46,12 @@ def _serve_one(control: Any, wall: InnerWall) -> None:
     number, warden_id, guest_id, into_cgroup, processor_mask = REQUEST.unpack(packet)
     data = ancillary[0][2]
     descriptors = _DESCRIPTORS[len(data) // 4].unpack(data)
-    cgroup = descriptors[-1] if into_cgroup else None
+    passed, cgroup = (descriptors[:-1], descriptors[-1:]) if into_cgroup else (descriptors, ())
     gate, opener = os.pipe()
     try:
-        pid, pidfd = namespaces.fork_into_new(namespaces.ALL, cgroup)
+        pid, pidfd = namespaces.fork_into_new(namespaces.ALL, cgroup[0] if cgroup else None)
         if pid == 0:
-            unneeded = (control.fileno(), opener, cgroup) if into_cgroup else (control.fileno(), opener)
-            _in_child(wall, Passed(descriptors[: -1 if into_cgroup else None]), processor_mask, gate, unneeded)
+            _in_child(wall, Passed(passed), processor_mask, gate, (control.fileno(), opener, *cgroup))
         try:
             namespaces.map_ids(pid, wall.id_map(warden_id, guest_id))
             os.write(opener, b"1")
@@ -68,14 +67,12 @@ def _serve_one(control: Any, wall: InnerWall) -> None:
             os.close(descriptor)
 
 
-def _in_child(
-    wall: InnerWall, passed: Passed, processor_mask: int, gate: int, unneeded: tuple[int, ...]
-) -> NoReturn:
+def _in_child(wall: InnerWall, passed: Passed, processor_mask: int, gate: int, unneeded: tuple[int, ...]) -> NoReturn:
     try:
         for descriptor in unneeded:
             os.close(descriptor)
         enter_sandbox(wall, passed, processor_mask, gate)
-    except BaseException as error:  # noqa: BLE001 - a process edge: nothing may return into the fork loop
+    except BaseException as error:
         os.write(2, f"sandbox: entering failed: {error!r}\n".encode("utf-8", "replace"))
     finally:
         os._exit(125)

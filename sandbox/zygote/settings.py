@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-REQUEST = struct.Struct("<QIIBQ")  # number, warden's id, guest's id, whether the last descriptor is a cgroup, processors
+REQUEST = struct.Struct("<QIIBQ")  # number, warden's id, guest's id, whether a cgroup comes last, processors
 REPLY = struct.Struct("<Q")  # number; a pidfd comes along, or the text of an error follows
 HELLO = b"\0"  # the first packet from a zygote: this byte, then a JSON object
 

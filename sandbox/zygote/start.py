@@ -39,5 +39,3 @@ def main(control_descriptor: int) -> NoReturn:
         importlib.import_module(name)
     hello = HELLO + frames.dump({"python": sys.version.split()[0], "missing": missing})
     loop.serve(control, settings, hello)
-
-
