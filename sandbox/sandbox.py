@@ -139,7 +139,7 @@ class Sandbox:
     def _seconds(self, timeout_s: float | None) -> float:
         if timeout_s is None:
             return self._limits.wall_s
-        if not isinstance(timeout_s, int | float) or not math.isfinite(timeout_s) or timeout_s <= 0:
+        if type(timeout_s) not in (int, float) or not math.isfinite(timeout_s) or timeout_s <= 0:
             raise PolicyError(f"timeout_s must be a number of seconds above 0, not {timeout_s!r}")
         return min(float(timeout_s), self._limits.wall_s)
 

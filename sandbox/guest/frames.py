@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import struct
 from typing import Any
 
@@ -23,7 +24,7 @@ COMMAND = 36
 FILE_WRITE, FILE_DATA, FILE_END, FILE_READ, FILE_LIST = 40, 41, 42, 43, 44  # FILE_DATA is raw
 DRAIN, DRAIN_STOP = 48, 49
 # Warden to host.
-INTERPRETER_EXITED, COMMAND_STARTED, COMMAND_EXITED, FILE_ANSWER, SWEPT, DRAINED, OVER_LIMIT = 64, 65, 66, 67, 68, 69, 70
+INTERPRETER_EXITED, COMMAND_EXITED, FILE_ANSWER, SWEPT, DRAINED, OVER_LIMIT = 64, 66, 67, 68, 69, 70
 
 HEADER = struct.Struct("<BI")
 PACKET_BYTES = 64 * 1024
@@ -54,6 +55,12 @@ class Stream:
         self.descriptor = descriptor
         self._read = os.read
         self._write = os.write
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+
+    def wait(self) -> None:
+        """Wait until there is something to receive."""
+        self._poll.poll()
 
     def receive(self) -> tuple[int, bytes] | None:
         """The next frame, or None at the end of the stream."""

@@ -7,7 +7,7 @@ with standard streams that work.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import _thread
 import ast
 import gc
@@ -44,7 +44,12 @@ class Interpreter:
     """Runs the steps that arrive on `channel`; see `serve`."""
 
     def __init__(
-        self, channel: int, *, saved_streams: tuple[int, int, int], value_bytes: int, flush_c_streams: Callable[[], None]
+        self,
+        channel: int,
+        *,
+        saved_streams: tuple[int, int, int],
+        value_bytes: int,
+        flush_c_streams: Callable[[], None],
     ) -> None:
         self._stream = frames.Stream(channel)
         self._saved_streams = saved_streams
@@ -147,14 +152,14 @@ class Interpreter:
             self._running = True
             result = work()
             self._running = False
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             self._running = False
             failure = error
         for _ in range(2):  # a tracer that raises is removed by that
             try:
                 sys.settrace(None)
                 sys.setprofile(None)
-            except BaseException:  # noqa: BLE001, S112
+            except BaseException:  # noqa: S112
                 continue
         return result, failure
 
@@ -305,15 +310,16 @@ class _SeedOnImport:
         for finder in sys.meta_path:
             spec = finder.find_spec(name, path, target)
             if spec is not None and spec.loader is not None:
-                execute = spec.loader.exec_module
-
-                def exec_module(module: Any) -> None:
-                    execute(module)
-                    module.seed(self._seed)
-
-                spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+                spec.loader.exec_module = self._seeding(spec.loader.exec_module)  # type: ignore[method-assign]
                 return spec
         return None
+
+    def _seeding(self, execute: Callable[[Any], None]) -> Callable[[Any], None]:
+        def exec_module(module: Any) -> None:
+            execute(module)
+            module.seed(self._seed)
+
+        return exec_module
 
 
 def _standard_streams() -> tuple[Any, Any, Any]:
@@ -322,9 +328,9 @@ def _standard_streams() -> tuple[Any, Any, Any]:
     What a killed step has printed is then not lost with it.
     """
     return (
-        open(0, encoding="utf-8", errors="surrogateescape", closefd=False),  # noqa: SIM115
-        open(1, "w", buffering=1, encoding="utf-8", errors="surrogateescape", closefd=False),  # noqa: SIM115
-        open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False),  # noqa: SIM115
+        open(0, encoding="utf-8", errors="surrogateescape", closefd=False),
+        open(1, "w", buffering=1, encoding="utf-8", errors="surrogateescape", closefd=False),
+        open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False),
     )
 
 
@@ -341,7 +347,7 @@ def _flush_all(*streams: Any) -> None:
     for stream in streams:
         try:
             stream.flush()
-        except BaseException as error:  # noqa: BLE001 - guest code chose what this object is
+        except BaseException as error:  # guest code chose what this object is
             failure = error
     if failure is not None:
         raise failure

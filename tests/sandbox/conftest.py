@@ -1,0 +1,114 @@
+"""Sandboxes for tests: one pool per session, and a proof at its end that nothing of ours is left on the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from sandbox import Policy, Result, Sandbox, SandboxPool
+
+POLICY = """
+[template]
+libraries = []
+[limits]
+memory_bytes = "512 MiB"
+workspace_bytes = "32 MiB"
+workspace_files = 4096
+wall_s = 20
+[pool]
+ready = 2
+max_sandboxes = 64
+"""
+
+
+def policy(extra: str = "") -> Policy:
+    """The tests' policy, with further tables or dotted settings."""
+    changes = Policy.loads(extra).to_dict() if extra else {}
+    base = Policy.loads(POLICY)
+    default = Policy.default().to_dict()
+    for name, section in changes.items():
+        if section != default[name]:
+            changed = section
+            if isinstance(section, dict):
+                changed = {key: value for key, value in section.items() if value != default[name][key]}
+            base = base.replace(**{name: changed})
+    return base
+
+
+def leftovers(directory: str) -> list[str]:
+    """What a closed pool of this process has left: children, groups, mounts, files."""
+    found = [f"process {child.pid} {child.name()}" for child in psutil.Process().children(recursive=True)]
+    found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/**/openenv*/{os.getpid()}-*")]
+    found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if directory in line]
+    return found + [str(path) for path in Path(directory).iterdir()]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Everything that started has stopped when the session ends."""
+    directory = str(tmp_path_factory.mktemp("sandbox-files"))
+    os.chmod(directory, 0o711)
+    for parent in Path(directory).parents[:2]:
+        os.chmod(parent, 0o711)
+    before, tempfile.tempdir = tempfile.tempdir, directory
+    yield directory
+    tempfile.tempdir = before
+    deadline = time.monotonic() + 2.0
+    while (left := leftovers(directory)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shared_pool(nothing_is_left: str) -> AsyncIterator[SandboxPool]:
+    async with SandboxPool(policy()) as pool:
+        yield pool
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def box(shared_pool: SandboxPool) -> AsyncIterator[Sandbox]:
+    """A fresh sandbox."""
+    async with shared_pool.sandbox() as sandbox:
+        yield sandbox
+
+
+async def works(box: Sandbox) -> None:
+    """The next step gives a normal observation: streams, value and traceback."""
+    result = await box.run_code("import sys\nprint('next')\nprint('err', file=sys.stderr)\n6 * 7")
+    facts = (result.outcome, result.stdout, result.stderr, result.value, result.exit_code, result.signal)
+    assert facts == ("ok", "next\n", "err\n", "42", 0, None)
+    assert not result.truncated
+    assert not result.state_lost
+
+
+def pids(box: Sandbox) -> set[int]:
+    """The processes of a sandbox, as the host sees them."""
+    slot = box._box.slot  # type: ignore[attr-defined]
+    if slot is None:
+        pytest.skip("this machine keeps no account of the processes of a sandbox: no cgroups")
+    _, group = slot._groups[0]
+    return {int(line) for line in Path(f"{group}/cgroup.procs").read_text().split()}
+
+
+async def until(condition: Callable[[], Any], within_s: float = 2.0) -> bool:
+    """Whether the condition comes true in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.005)
+    return True
+
+
+def said(result: Result) -> tuple[str, int, int | None]:
+    """What happened, in brief."""
+    return str(result.outcome), result.exit_code, result.signal
