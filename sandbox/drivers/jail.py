@@ -101,19 +101,13 @@ def jail_config(
 
 
 def guest_environment(policy: Policy) -> dict[str, str]:
-    """Every environment variable of the guest; none comes from the server."""
-    threads = str(max(1, int(policy.limits.cpu_cores)))
+    """Every environment variable of the guest: where things are inside, and the policy's. None comes from the server."""
     return {
         "HOME": "/workspace",
-        "LANG": "C.UTF-8",
-        "MPLBACKEND": "Agg",
         "MPLCONFIGDIR": "/tmp/matplotlib",  # noqa: S108
-        "OMP_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
         "PATH": f"{PREFIX}/bin:/usr/bin:/bin",
         "SHELL": "/usr/bin/sh",
         "TMPDIR": "/tmp",  # noqa: S108
-        "TZ": "UTC",
         "USER": "sandbox",
         **policy.environment.variables,
     }

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.errors import UnsupportedError
-from sandbox.policy import Policy
+from sandbox.errors import PolicyError, UnsupportedError
+from sandbox.policy import Policy, refused_host_path
 
 PREFIX = "/opt/python"  # where the guest sees its interpreter; the path on the host stays unknown to it
 _COMMAND_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -132,6 +132,8 @@ def root_mounts(policy: Policy, interpreter: Interpreter, libraries: str | None)
     for path in policy.root.show:
         if not os.path.exists(path):
             raise UnsupportedError(f"root.show names {path}, which does not exist here")
+        if fault := refused_host_path(os.path.realpath(path)):
+            raise PolicyError(f"root.show names {path}: {fault}")
         yield Mount(target=path, source=path)
     for name in ("null", "zero", "full", "random", "urandom"):
         yield Mount(target=f"/dev/{name}", source=f"/dev/{name}")
