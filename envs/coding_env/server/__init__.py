@@ -1,0 +1,1 @@
+"""The server side; importing it needs the `server` extra."""
