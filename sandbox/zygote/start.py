@@ -27,10 +27,15 @@ from sandbox.guest import frames
 from sandbox.zygote import loop, warmup
 from sandbox.zygote.settings import HELLO, Settings
 
+_CONTROL = 3
+_ABOVE_ANY = 1 << 20
+
 
 def main(control_descriptor: int) -> NoReturn:
     """Become what the first packet asks for, and serve fork requests until the host hangs up."""
-    control = _socket.socket(fileno=control_descriptor)
+    os.dup2(control_descriptor, _CONTROL, inheritable=False)
+    os.closerange(_CONTROL + 1, _ABOVE_ANY)  # nsjail passed them under the host's numbers, which may be high
+    control = _socket.socket(fileno=_CONTROL)
     settings = Settings.load(frames.load(control.recv(1 << 20)))
     missing = [name for name in settings.libraries if importlib.util.find_spec(name) is None]
     os.environ.clear()
