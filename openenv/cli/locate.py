@@ -56,8 +56,7 @@ def _enclosing(cwd: Path) -> Path:
             return folder
     known = ", ".join(sorted(_known(cwd))) or "none found"
     raise LocateError(
-        f"No {MANIFEST} here or above. Name an environment or give its folder: openenv serve NAME\n"
-        f"Known names: {known}"
+        f"No {MANIFEST} here or above. Name an environment or give its folder: openenv serve NAME\nKnown names: {known}"
     )
 
 

@@ -70,9 +70,7 @@ class Channel:
             raise ConnectFailed(f"Failed to connect to {url}: {why}") from error
         return cls(socket)
 
-    async def exchange(
-        self, message: Mapping[str, Any], expected: str, timeout_s: float | None
-    ) -> dict[str, Any]:
+    async def exchange(self, message: Mapping[str, Any], expected: str, timeout_s: float | None) -> dict[str, Any]:
         """The `data` of the `expected` reply to `message`. One exchange at a time.
 
         Raises:

@@ -13,7 +13,5 @@ def declared_types(cls: Any, base: type) -> tuple[Any, ...]:
             if isinstance(origin, type) and issubclass(origin, base):
                 arguments = get_args(declared)
                 if not all(isinstance(argument, TypeVar) for argument in arguments):
-                    return tuple(
-                        None if isinstance(argument, TypeVar) else argument for argument in arguments
-                    )
+                    return tuple(None if isinstance(argument, TypeVar) else argument for argument in arguments)
     return (None, None, None)

@@ -46,9 +46,7 @@ def _load_orjson() -> _FastDumps | None:
     except ImportError:  # a client-only install
         return None
     # Dataclasses and datetimes go through `plain`, so that both roads write the same text.
-    options = (
-        orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
-    )
+    options = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
 
     def dumps(value: Any) -> bytes:
         return orjson.dumps(value, plain, options)

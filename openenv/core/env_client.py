@@ -202,9 +202,7 @@ class EnvClient(Generic[ActT, ObsT, StateT]):
                 "metadata": metadata,
             }
             known = _field_names(model)
-            nested = {
-                key: found[key] for key in _RESULT_FIELDS if key in known and found[key] is not None
-            } | nested
+            nested = {key: found[key] for key in _RESULT_FIELDS if key in known and found[key] is not None} | nested
         observation = cast("ObsT", _converted(nested, model))
         return StepResult(observation, payload.get("reward"), bool(payload.get("done", False)), metadata)
 

@@ -20,9 +20,7 @@ def convert_to_ws_url(url: str) -> str:
     if not separator:
         return f"ws://{scheme}".rstrip("/")
     if scheme.lower() not in _SCHEMES:
-        raise ValueError(
-            f"cannot connect to {url!r}: the scheme must be one of {', '.join(sorted(_SCHEMES))}"
-        )
+        raise ValueError(f"cannot connect to {url!r}: the scheme must be one of {', '.join(sorted(_SCHEMES))}")
     return f"{_SCHEMES[scheme.lower()]}://{rest}".rstrip("/")
 
 

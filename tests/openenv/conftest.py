@@ -45,8 +45,7 @@ class RunningServer:
         assert not self._thread.is_alive()
 
 
-@pytest.fixture
-def serve() -> Iterator[Callable[..., RunningServer]]:
+def running_servers() -> Iterator[Callable[..., RunningServer]]:
     servers: list[RunningServer] = []
 
     def start(app: Any, **options: Any) -> RunningServer:
@@ -58,6 +57,16 @@ def serve() -> Iterator[Callable[..., RunningServer]]:
         server.stop()
     ours = lambda: [t.name for t in threading.enumerate() if t.name.startswith("openenv-")]  # noqa: E731
     wait_until(lambda: not ours(), f"threads to end: {ours()}")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., RunningServer]]:
+    yield from running_servers()
+
+
+@pytest.fixture(scope="module")
+def serve_for_module() -> Iterator[Callable[..., RunningServer]]:
+    yield from running_servers()
 
 
 @pytest.fixture

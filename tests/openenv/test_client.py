@@ -97,9 +97,7 @@ async def test_done_is_told_apart_into_terminated_and_truncated(server: Any) -> 
 
 
 def test_a_result_keeps_its_positional_order() -> None:
-    assert StepResult("o", 1.0, True, {"k": 1}) == StepResult(
-        observation="o", reward=1.0, done=True, metadata={"k": 1}
-    )
+    assert StepResult("o", 1.0, True, {"k": 1}) == StepResult(observation="o", reward=1.0, done=True, metadata={"k": 1})
 
 
 async def test_an_error_frame_is_typed_and_spelled_as_clients_expect(server: Any) -> None:
@@ -160,9 +158,7 @@ async def test_a_cancelled_call_loses_the_session_instead_of_leaving_its_reply(
             await call
         with pytest.raises(SessionLost):
             await client.step(TalkAction(text="next"))
-        await asyncio.to_thread(
-            eventually, lambda: server.openenv.active_sessions == 0, "the slot to be free"
-        )
+        await asyncio.to_thread(eventually, lambda: server.openenv.active_sessions == 0, "the slot to be free")
 
 
 async def test_cancelling_a_call_that_waits_its_turn_disturbs_nobody(server: Any) -> None:
@@ -270,9 +266,7 @@ async def test_hand_written_hooks_are_used_and_still_get_metadata(server: Any) -
             return {"text": action.text}
 
         def _parse_result(self, payload: dict[str, Any]) -> StepResult[Said]:
-            return StepResult(
-                Said(payload["observation"]["echoed"]), payload.get("reward"), payload.get("done", False)
-            )
+            return StepResult(Said(payload["observation"]["echoed"]), payload.get("reward"), payload.get("done", False))
 
         def _parse_state(self, payload: dict[str, Any]) -> dict[str, Any]:
             return {"mine": payload["heard"]}
@@ -421,6 +415,23 @@ async def test_a_provider_is_started_by_the_first_call_and_stopped_by_close(serv
     await client.close()
     await client.close()
     assert calls == ["start", "ready True", "stop"]
+
+
+async def test_headers_are_sent_and_loopback_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "ws_proxy", "socks_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+
+    async def show(socket: Any) -> None:
+        async for _ in socket:
+            seen = socket.request.headers["X-Token"]
+            data = {"observation": {"seen": seen}, "reward": None, "done": False}
+            await socket.send(json.dumps({"type": "observation", "data": data}))
+
+    async def use(url: str) -> None:
+        async with GenericEnvClient(base_url=url, headers={"X-Token": "t"}) as client:
+            assert (await client.reset()).observation == {"seen": "t"}
+
+    await talk(show, use)
 
 
 @pytest.mark.parametrize(

@@ -232,9 +232,7 @@ def test_deleting_a_session_in_the_middle_of_a_step_frees_its_slot(
     server = serve(create_app(Waiting, Act, Obs))
     codes: list[int] = []
     call = threading.Thread(
-        target=lambda: codes.append(
-            httpx.post(f"{server.url}/step", json={"action": {}}, timeout=30).status_code
-        )
+        target=lambda: codes.append(httpx.post(f"{server.url}/step", json={"action": {}}, timeout=30).status_code)
     )
     call.start()
     assert stepping.wait(20)
@@ -338,11 +336,7 @@ async def test_transform_and_rubric_are_applied_by_the_base_class() -> None:
     await env._reset_rubric_async()
     env.transform, env.rubric = Louder(), Rubric()
     assert env._apply_transform(Obs(text="x")).text == "X"
-    assert (
-        env._apply_rubric(Act(), Obs(text="abc"))
-        == await env._apply_rubric_async(Act(), Obs(text="abc"))
-        == 3.0
-    )
+    assert env._apply_rubric(Act(), Obs(text="abc")) == await env._apply_rubric_async(Act(), Obs(text="abc")) == 3.0
     env._reset_rubric()
     await env._reset_rubric_async()
     assert env.rubric.resets == 2

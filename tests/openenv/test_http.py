@@ -76,9 +76,7 @@ class PatientEnvironment(CountEnvironment):
 def start(serve: Callable[..., Any]) -> Callable[..., Any]:
     def start_one(env: Any = None, **options: Any) -> Any:
         cls = type("Fresh", (env or CountEnvironment,), {"built": 0, "closed": 0})
-        server = serve(
-            create_app(cls, CountAction, CountObservation, **{"max_concurrent_envs": 3, **options})
-        )
+        server = serve(create_app(cls, CountAction, CountObservation, **{"max_concurrent_envs": 3, **options}))
         server.cls = cls
         return server
 
@@ -298,7 +296,5 @@ def test_production_mode_serves_no_episodes_over_http(start: Callable[..., Any])
 
 
 def test_an_unknown_mode_is_an_error() -> None:
-    with pytest.raises(
-        ValueError, match=r"Invalid mode: 'x'. Must be one of: \['simulation', 'production'\]"
-    ):
+    with pytest.raises(ValueError, match=r"Invalid mode: 'x'. Must be one of: \['simulation', 'production'\]"):
         create_app(CountEnvironment, CountAction, CountObservation, mode="x")

@@ -58,9 +58,7 @@ def write(root: Path, files: dict[str, str]) -> None:
         path.write_text(text)
 
 
-def package(
-    root: Path, *, manifest: str = "name: hi_env\napp: server.app:app\n", greeting: str = "hi"
-) -> None:
+def package(root: Path, *, manifest: str = "name: hi_env\napp: server.app:app\n", greeting: str = "hi") -> None:
     write(
         root,
         {
@@ -257,9 +255,7 @@ def test_a_session_in_flight_does_not_hold_up_ctrl_c(command: Command, tmp_path:
     folder = tmp_path / "hi_env"
     package(folder)
     source = (folder / "server" / "hi_environment.py").read_text()
-    slow = source.replace(
-        "        return HiObservation(text=action.text)", "        import time; time.sleep(1000)"
-    )
+    slow = source.replace("        return HiObservation(text=action.text)", "        import time; time.sleep(1000)")
     (folder / "server" / "hi_environment.py").write_text(slow)
     port = free_port()
     process = command("serve", "hi_env", "--port", str(port), cwd=tmp_path)

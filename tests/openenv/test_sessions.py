@@ -226,9 +226,7 @@ def test_a_client_that_vanishes_in_a_blocking_step_frees_its_slot_before_the_ste
         assert ask(successor, "reset")["type"] == "observation"
         recorder.release.set()
         eventually(lambda: recorder.count("close") == 1, "the first environment to close")
-    assert [name for name, _ in recorder.events].index("stepped") < [n for n, _ in recorder.events].index(
-        "close"
-    )
+    assert [name for name, _ in recorder.events].index("stepped") < [n for n, _ in recorder.events].index("close")
 
 
 def test_a_client_that_vanishes_while_its_environment_is_built_leaves_nothing(
@@ -273,9 +271,7 @@ def test_a_reaped_socket_is_told_and_closed(
     eventually(lambda: recorder.count("close") == 1, "the environment to close")
 
 
-def test_the_reaper_leaves_a_session_alone_while_a_call_runs(
-    start: Callable[..., Any], recorder: Recorder
-) -> None:
+def test_the_reaper_leaves_a_session_alone_while_a_call_runs(start: Callable[..., Any], recorder: Recorder) -> None:
     config = ConcurrencyConfig(max_concurrent_envs=2, session_timeout=0.1)
     server = start(max_concurrent_envs=None, concurrency_config=config)
     with open_socket(server) as socket:
@@ -364,9 +360,7 @@ def test_default_capacity_comes_from_argument_then_variable_then_class(
         capacity(Many)
 
 
-def test_a_ready_instance_and_the_state_class_in_fourth_place(
-    serve: Callable[..., Any], recorder: Recorder
-) -> None:
+def test_a_ready_instance_and_the_state_class_in_fourth_place(serve: Callable[..., Any], recorder: Recorder) -> None:
     app = FastAPI()
     server = HTTPEnvServer(Blocking(recorder), Act, Obs, State)
     app.include_router(server.router)

@@ -40,9 +40,7 @@ class EchoEnvironment(Environment[EchoAction, EchoObservation, State]):
         self._state = State()
         self._resets = 0
 
-    def reset(
-        self, seed: int | None = None, episode_id: str | None = None, level: str = "easy"
-    ) -> EchoObservation:
+    def reset(self, seed: int | None = None, episode_id: str | None = None, level: str = "easy") -> EchoObservation:
         self._resets += 1
         self._state = State(episode_id=episode_id, step_count=0)
         return EchoObservation(echoed=f"seed={seed} level={level}")
@@ -71,10 +69,19 @@ class EchoEnvironment(Environment[EchoAction, EchoObservation, State]):
         return self._state
 
 
+@pytest.fixture(scope="module")
+def echo_server(serve_for_module: Callable[..., Any]) -> Any:
+    return serve_for_module(create_app(EchoEnvironment, EchoAction, EchoObservation, max_concurrent_envs=8))
+
+
+@pytest.fixture(scope="module")
+def plain_server(serve_for_module: Callable[..., Any]) -> Any:
+    return serve_for_module(create_app(PlainEnvironment, PlainAction, PlainObservation))
+
+
 @pytest.fixture
-def socket(serve: Callable[..., Any]) -> Any:
-    server = serve(create_app(EchoEnvironment, EchoAction, EchoObservation))
-    with connect(server.ws_url, max_size=None, proxy=None) as connection:
+def socket(echo_server: Any) -> Any:
+    with connect(echo_server.ws_url, max_size=None, proxy=None) as connection:
         yield connection
 
 
@@ -99,9 +106,7 @@ def test_reset_without_data_answers_an_observation_without_top_level_metadata(so
 
 
 def test_reset_keywords_reach_the_environment_and_unknown_ones_are_dropped(socket: Any) -> None:
-    reply = ask(
-        socket, {"type": "reset", "data": {"seed": 3, "episode_id": "ep-9", "level": "x", "self": 1, "y": 2}}
-    )
+    reply = ask(socket, {"type": "reset", "data": {"seed": 3, "episode_id": "ep-9", "level": "x", "self": 1, "y": 2}})
     assert reply["data"]["observation"]["echoed"] == "seed=3 level=x"
     assert ask(socket, {"type": "state"}) == {
         "type": "state",
@@ -268,9 +273,7 @@ def test_a_broken_factory_is_one_error_frame_and_frees_its_slot(serve: Callable[
 
 
 def test_a_page_of_another_origin_cannot_connect(serve: Callable[..., Any]) -> None:
-    server = serve(
-        create_app(EchoEnvironment, EchoAction, EchoObservation, allowed_origins=["https://ok.example"])
-    )
+    server = serve(create_app(EchoEnvironment, EchoAction, EchoObservation, allowed_origins=["https://ok.example"]))
     for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
         with pytest.raises(InvalidStatus) as refused:
             connect(server.ws_url, origin=origin, proxy=None)  # type: ignore[arg-type]
@@ -337,16 +340,14 @@ class PlainEnvironment(Environment[PlainAction, PlainObservation, dict[str, Any]
 
 
 @pytest.mark.parametrize("name", sorted(VALUES.keys() - {"wide"}))
-def test_values_that_json_does_not_know_are_written_by_the_rule(serve: Callable[..., Any], name: str) -> None:
-    server = serve(create_app(PlainEnvironment, PlainAction, PlainObservation))
-    with connect(server.ws_url, proxy=None) as socket:
+def test_values_that_json_does_not_know_are_written_by_the_rule(plain_server: Any, name: str) -> None:
+    with connect(plain_server.ws_url, proxy=None) as socket:
         reply = ask(socket, {"type": "step", "data": {"what": name}})
         assert reply["data"] == {"observation": {"value": VALUES[name][1]}, "reward": None, "done": False}
 
 
-def test_the_slow_road_writes_by_the_same_rule(serve: Callable[..., Any]) -> None:
-    server = serve(create_app(PlainEnvironment, PlainAction, PlainObservation))
-    with connect(server.ws_url, proxy=None) as socket:
+def test_the_slow_road_writes_by_the_same_rule(plain_server: Any) -> None:
+    with connect(plain_server.ws_url, proxy=None) as socket:
         reply = ask(socket, {"type": "step", "data": {"what": "wide"}})
         assert reply["data"]["observation"]["value"] == {
             "n": 2**80,
@@ -356,9 +357,8 @@ def test_the_slow_road_writes_by_the_same_rule(serve: Callable[..., Any]) -> Non
         }
 
 
-def test_dataclasses_and_a_state_method_serve_as_well(serve: Callable[..., Any]) -> None:
-    server = serve(create_app(PlainEnvironment, PlainAction, PlainObservation))
-    with connect(server.ws_url, proxy=None) as socket:
+def test_dataclasses_and_a_state_method_serve_as_well(plain_server: Any) -> None:
+    with connect(plain_server.ws_url, proxy=None) as socket:
         ask(socket, {"type": "step", "data": {"what": "set", "times": 5}})
         assert ask(socket, {"type": "state"}) == {"type": "state", "data": {"count": 5, "score": 0.0}}
         wrong = ask(socket, {"type": "step", "data": {"what": "set", "tims": 5}})

@@ -96,9 +96,7 @@ class HTTPEnvServer:
         _check_concurrency(self._factory, self._concurrency.max_concurrent_envs)
         self.sessions = SessionTable(self._factory, self._limits(http_idle_s))
         self.dispatcher = Dispatcher(action_cls, max_step_s=max_step_s or settings.max_step_s)
-        self.origins = OriginPolicy(
-            settings.allowed_origins or () if allowed_origins is None else allowed_origins
-        )
+        self.origins = OriginPolicy(settings.allowed_origins or () if allowed_origins is None else allowed_origins)
         self.http_sessions = HttpSessions(self.sessions, self.dispatcher)
         self.websocket = WebSocketEndpoint(self.sessions, self.dispatcher, self.origins)
         self._metadata: dict[str, Any] | None = None

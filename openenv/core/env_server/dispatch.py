@@ -102,9 +102,7 @@ def invalid(what: str, error: ValidationError) -> RequestRefused:
     first = errors[0]
     where = ".".join(str(part) for part in first["loc"])
     summary = f"{where}: {first['msg']}" if where else first["msg"]
-    return RequestRefused(
-        WSErrorCode.VALIDATION_ERROR, f"Invalid {what}: {summary}", details={"errors": errors}
-    )
+    return RequestRefused(WSErrorCode.VALIDATION_ERROR, f"Invalid {what}: {summary}", details={"errors": errors})
 
 
 class Dispatcher:

@@ -88,9 +88,7 @@ class EnvironmentFactory:
     def __init__(self, source: Any) -> None:
         self.shared_instance = _is_instance(source)
         if not callable(source) and not self.shared_instance:
-            raise TypeError(
-                f"env must be a callable (class or factory function), got {type(source).__name__}"
-            )
+            raise TypeError(f"env must be a callable (class or factory function), got {type(source).__name__}")
         self._source: Callable[[], Any] = (lambda: source) if self.shared_instance else source
         target = source
         while isinstance(target, functools.partial):

@@ -188,12 +188,8 @@ def _information(server: "HTTPEnvServer") -> list[GetEndpointConfig]:
 
     return [
         GetEndpointConfig("/health", health, HealthResponse, "information", "Health", "Whether it serves"),
-        GetEndpointConfig(
-            "/metadata", metadata, EnvironmentMetadata, "information", "Metadata", "What it is"
-        ),
-        GetEndpointConfig(
-            "/schema", schema, SchemaResponse, "information", "Schemas", "JSON Schemas of its models"
-        ),
+        GetEndpointConfig("/metadata", metadata, EnvironmentMetadata, "information", "Metadata", "What it is"),
+        GetEndpointConfig("/schema", schema, SchemaResponse, "information", "Schemas", "JSON Schemas of its models"),
     ]
 
 

@@ -118,9 +118,7 @@ class Environment(ABC, Generic[ActT, ObsT, StateT]):
     def step(self, action: ActT, timeout_s: float | None = None, **kwargs: Any) -> ObsT:
         """Act, and return what came of it. `timeout_s` is the caller's deadline in seconds."""
 
-    async def reset_async(
-        self, seed: int | None = None, episode_id: str | None = None, **kwargs: Any
-    ) -> ObsT:
+    async def reset_async(self, seed: int | None = None, episode_id: str | None = None, **kwargs: Any) -> ObsT:
         """As `reset`, on the event loop."""
         return self.reset(seed=seed, episode_id=episode_id, **kwargs)
 

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 CLOSE_WAIT_S = 10.0
 """How long a newcomer waits for the previous environment of a class that allows one at a time to close."""
 
+SHUTDOWN_WAIT_S = 5.0
+"""How long a server that stops waits for its environments to close."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SessionLimits:
@@ -147,7 +150,7 @@ class SessionTable:
         if session.on_end is not None:
             session.on_end()
 
-    async def shutdown(self, timeout_s: float = 10.0) -> None:
+    async def shutdown(self, timeout_s: float = SHUTDOWN_WAIT_S) -> None:
         """End every session and wait up to `timeout_s` for all environments to close."""
         if self._reaper is not None:
             self._reaper.cancel()

@@ -36,9 +36,7 @@ class ServerSettings:
         return cls(
             max_sessions=_whole(environ, "MAX_CONCURRENT_ENVS"),
             max_step_s=_seconds(environ, "OPENENV_MAX_STEP_S"),
-            allowed_origins=tuple(part.strip() for part in origins.split(",") if part.strip())
-            if origins
-            else None,
+            allowed_origins=tuple(part.strip() for part in origins.split(",") if part.strip()) if origins else None,
             mode=parse_mode(mode) if mode else None,
         )
 

@@ -59,9 +59,7 @@ class Observation(BaseModel):
 
     done: bool = Field(default=False, description="Whether the episode has ended")
     reward: bool | int | float | None = Field(default=None, description="Reward of the last action")
-    metadata: dict[str, Any] = Field(
-        default_factory=dict, description="Free-form facts about the observation"
-    )
+    metadata: dict[str, Any] = Field(default_factory=dict, description="Free-form facts about the observation")
 
 
 class State(BaseModel):
@@ -79,9 +77,7 @@ class ResetRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     seed: int | None = Field(default=None, ge=0, description="Seed of the episode")
-    episode_id: str | None = Field(
-        default=None, max_length=MAX_ID_LENGTH, description="Identifies the episode"
-    )
+    episode_id: str | None = Field(default=None, max_length=MAX_ID_LENGTH, description="Identifies the episode")
 
 
 class StepRequest(BaseModel):
@@ -90,9 +86,7 @@ class StepRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     action: dict[str, Any] = Field(description="The action, in the shape that /schema shows")
-    timeout_s: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Deadline in seconds"
-    )
+    timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="Deadline in seconds")
     request_id: str | None = Field(default=None, max_length=MAX_ID_LENGTH, description="Chosen by the caller")
 
 
@@ -253,9 +247,7 @@ class ServerCapacityStatus(BaseMessage):
     @model_validator(mode="after")
     def _within_bounds(self) -> "ServerCapacityStatus":
         if self.active_sessions > self.max_sessions:
-            raise ValueError(
-                f"active_sessions ({self.active_sessions}) exceeds max_sessions ({self.max_sessions})"
-            )
+            raise ValueError(f"active_sessions ({self.active_sessions}) exceeds max_sessions ({self.max_sessions})")
         return self
 
     @property

@@ -79,9 +79,7 @@ def parse_frame(text: str) -> Request | Goodbye:
         raise RequestRefused(WSErrorCode.INVALID_JSON, f"Invalid JSON: {error}") from error
     if not isinstance(message, dict):
         kind = type(message).__name__
-        raise RequestRefused(
-            WSErrorCode.VALIDATION_ERROR, f"Invalid message: expected a JSON object, got {kind}"
-        )
+        raise RequestRefused(WSErrorCode.VALIDATION_ERROR, f"Invalid message: expected a JSON object, got {kind}")
     wanted = message.get("type")
     if not isinstance(wanted, str) or wanted not in _FRAMES:
         raise RequestRefused(WSErrorCode.UNKNOWN_TYPE, f"Unknown message type: {str(wanted)[:100]}")
