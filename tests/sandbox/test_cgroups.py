@@ -90,9 +90,12 @@ def cgroups() -> Iterator[Cgroups]:
         opened = open_cgroups(PREFIX)
     except UnsupportedError as error:
         pytest.skip(str(error))
-    with opened:
-        yield opened
-    assert left_over() == []
+    try:
+        with opened:
+            yield opened
+        assert left_over() == []
+    finally:
+        remove_stale(PREFIX)
 
 
 def left_over() -> list[str]:
@@ -120,9 +123,7 @@ CONTAINER_V1 = """\
 35 31 0:32 /docker/ab /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory
 36 31 0:33 /docker/ab /sys/fs/cgroup/pids ro - cgroup cgroup rw,pids
 """
-PURE_V2 = (
-    "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n"
-)
+PURE_V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n"
 ALL = frozenset({"memory", "pids", "cpu"})
 
 
@@ -136,9 +137,7 @@ def test_split_v1_controllers_are_found_each_in_its_tree() -> None:
 
 
 def test_controllers_mounted_together_are_one_tree_and_container_paths_are_translated() -> None:
-    found = find_trees(
-        CONTAINER_V1, "2:cpu,cpuacct:/docker/ab\n3:memory:/docker/ab/sub\n4:pids:/docker/ab\n", ALL
-    )
+    found = find_trees(CONTAINER_V1, "2:cpu,cpuacct:/docker/ab\n3:memory:/docker/ab/sub\n4:pids:/docker/ab\n", ALL)
     assert {(each.controllers, each.own) for each in found} == {
         (frozenset({"cpu", "cpuacct"}), "/sys/fs/cgroup/cpu,cpuacct"),
         (frozenset({"memory"}), "/sys/fs/cgroup/memory/sub"),
@@ -177,6 +176,11 @@ def test_own_directory_under_a_mount(root: str, path: str, directory: str | None
     assert own_directory(mount, {"": path}) == directory
 
 
+def test_v2_groups_above_our_namespace_are_not_used() -> None:
+    (found,) = find_trees("30 23 0:26 /.. /sys/fs/cgroup rw - cgroup2 none rw", "0::/\n", ALL)
+    assert found.bases() == []
+
+
 def test_mountinfo_escapes_and_membership_lists() -> None:
     (mount,) = parse_mountinfo(r"30 23 0:26 /a\040b /mnt/c\040d rw - cgroup2 none rw")
     assert (mount.root, mount.point) == ("/a b", "/mnt/c d")
@@ -186,9 +190,7 @@ def test_mountinfo_escapes_and_membership_lists() -> None:
 def test_missing_controllers_are_named_with_the_remedy(tmp_path: Path) -> None:
     nowhere = Mount(version=1, controllers=frozenset({"memory"}), root="/", point=str(tmp_path / "none"))
     gone = Tree(mount=nowhere, controllers=nowhere.controllers, own=None)
-    with pytest.raises(
-        UnsupportedError, match=r"cpu: not mounted; memory: .*none.*; pids: not mounted.*Delegate=yes"
-    ):
+    with pytest.raises(UnsupportedError, match=r"cpu: not mounted; memory: .*none.*; pids: not mounted.*Delegate=yes"):
         open_trees([gone], PREFIX, controllers=ALL)
 
 
@@ -199,9 +201,7 @@ def test_an_ordinary_user_is_told_what_is_missing() -> None:
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         f"open_cgroups({PREFIX!r})"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     last = done.stderr.splitlines()[-1]
     assert "UnsupportedError" in last
     for word in ("cpu: ", "memory: ", "pids: ", "systemd-run --user --scope -p Delegate=yes"):
@@ -225,9 +225,7 @@ def test_bandwidth(cores: float | None, expected: tuple[int | None, int]) -> Non
     assert CgroupLimits(cpu_cores=cores).bandwidth_us() == expected
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"memory_bytes": 0}, {"tasks": -1}, {"cpu_cores": 0.0}, {"cpu_cores": float("nan")}]
-)
+@pytest.mark.parametrize("wrong", [{"memory_bytes": 0}, {"tasks": -1}, {"cpu_cores": 0.0}, {"cpu_cores": float("nan")}])
 def test_senseless_limits_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be at least"):
         CgroupLimits(**wrong)
@@ -493,9 +491,7 @@ time.sleep(60)
 
 
 def test_a_restarted_server_removes_what_a_dead_one_left(cgroups: Cgroups) -> None:
-    server = subprocess.Popen(
-        [sys.executable, "-c", DEAD_SERVER], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-    )
+    server = subprocess.Popen([sys.executable, "-c", DEAD_SERVER], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
         sleeper, *directories = server.stdout.readline().split()
@@ -574,9 +570,7 @@ def test_describe_names_version_and_places(cgroups: Cgroups) -> None:
 
 
 def unified_mount() -> Mount:
-    mounts = [
-        mount for mount in parse_mountinfo(Path("/proc/self/mountinfo").read_text()) if mount.version == 2
-    ]
+    mounts = [mount for mount in parse_mountinfo(Path("/proc/self/mountinfo").read_text()) if mount.version == 2]
     if not mounts or not os.access(mounts[0].point, os.W_OK) or not v2.is_tree_root(mounts[0].point):
         pytest.skip("needs the root of a cgroup2 tree, writable")
     return mounts[0]

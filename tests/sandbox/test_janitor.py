@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sandbox.errors import UnsupportedError
 from sandbox.janitor import Janitor
-from sandbox.kernel.cgroups import open_cgroups, tree
+from sandbox.kernel.cgroups import open_cgroups, remove_stale, tree
 from sandbox.kernel.cgroups.tree import start_time
 
 PREFIX = f"openenv-janitor-test-{os.getpid()}"
@@ -54,6 +55,12 @@ def groups_work() -> bool:
     except UnsupportedError:
         return False
     return True
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    yield
+    remove_stale(PREFIX)
 
 
 def gone(pid: int) -> bool:

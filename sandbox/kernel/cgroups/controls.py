@@ -107,25 +107,30 @@ class MemoryV2(Control):
         self._swap_counted = os.path.exists(f"{group}/memory.swap.max")
         if self._swap_counted:
             write(f"{group}/memory.swap.max", "0")
-        write(
-            f"{group}/memory.oom.group", "0"
-        )  # the kernel ends the biggest process; the warden lives to tell
+        write(f"{group}/memory.oom.group", "0")  # the kernel ends the biggest process; the warden lives to tell
         self._peak: Gauge | None = None
         self._oom = Gauge(f"{group}/memory.events")
         try:
             self._open_peak()
         except OSError:
-            self._oom.close()
+            self.close()
             raise
 
     def _open_peak(self) -> None:
         """Readable since Linux 5.19; since 6.12 a write starts the peak anew for that descriptor."""
         path = f"{self._group}/memory.peak"
         with contextlib.suppress(FileNotFoundError):
-            try:
-                self._peak, self._peak_resets = Gauge(path, os.O_RDWR), True
-            except PermissionError:
-                self._peak = Gauge(path)
+            self._peak = Gauge(path)
+            # Root may open the file for writing everywhere; only the write itself tells.
+            with contextlib.suppress(PermissionError):
+                writable = Gauge(path, os.O_RDWR)
+                try:
+                    writable.reset(b"0")
+                except OSError:
+                    writable.close()
+                else:
+                    self._peak.close()
+                    self._peak, self._peak_resets = writable, True
 
     def apply(self, limits: CgroupLimits) -> None:
         if limits.memory_bytes != self._limit:
@@ -148,7 +153,7 @@ class MemoryV2(Control):
         if self._peak is None:
             return None
         peak = self._peak.number()
-        return peak if peak > self._peak_before else None
+        return peak if self._peak_resets or peak > self._peak_before else None
 
     def oom_kills(self) -> int:
         return self._oom.field(b"oom_kill") - self._oom_before

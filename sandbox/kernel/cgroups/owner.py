@@ -32,7 +32,8 @@ class Tree:
     def bases(self) -> list[str]:
         """The groups below which ours may go, the best first."""
         if self.mount.version == 2:
-            return v2.candidates(self.own, self.mount.point)
+            # What shows from above our cgroup namespace may be written to, but with nsdelegate not cloned into.
+            return v2.candidates(self.own, self.mount.point if ".." not in self.mount.root.split("/") else None)
         return list(dict.fromkeys(path for path in (self.own, self.mount.point) if path is not None))
 
 
@@ -70,9 +71,7 @@ def make_owner(each: Tree, prefix: str, owner: str, zygote_uid: int | None) -> t
     raise v2.Refused(", ".join(reasons) or f"our own group does not show below {each.mount.point}")
 
 
-def _make_owner_below(
-    base: str, each: Tree, prefix: str, owner: str, zygote_uid: int | None
-) -> tuple[Owned, int]:
+def _make_owner_below(base: str, each: Tree, prefix: str, owner: str, zygote_uid: int | None) -> tuple[Owned, int]:
     above, path = f"{base}/{prefix}", f"{base}/{prefix}/{owner}"
     with contextlib.ExitStack() as undo:
         undo.callback(_remove_if_empty, above)

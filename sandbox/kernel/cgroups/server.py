@@ -64,6 +64,9 @@ class Cgroups:
 
         Once, at its start: 10 ms and more per hierarchy. On v2 this also makes the owner directory the common
         ancestor of the fork server and the slots, on which the kernel checks the right to clone into a slot.
+        There the fork server must not have a cgroup namespace of its own: with the mount option nsdelegate,
+        which systemd sets, it would not find the slots (ENOENT). A sandbox gets one by CLONE_NEWCGROUP in the
+        clone3 that puts it into its slot; the slot is then its root.
         """
         for each in self._owned:
             group = f"{each.path}/{_ZYGOTE}"

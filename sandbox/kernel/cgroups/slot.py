@@ -155,10 +155,7 @@ class Slot:
                 tree.kill(group)
 
     def populated(self) -> bool:
-        return any(
-            tree.processes(group) if version == 1 else tree.populated(group)
-            for version, group in self._groups
-        )
+        return any(tree.processes(group) if version == 1 else tree.populated(group) for version, group in self._groups)
 
     def has_residue(self) -> bool:
         """Whether so much memory is still charged to the empty slot that the next sandbox would miss it."""

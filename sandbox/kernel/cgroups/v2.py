@@ -21,8 +21,8 @@ class Refused(Exception):  # noqa: N818 - a reason that is collected, not a faul
     """Why no groups with limits can be made below a group."""
 
 
-def candidates(own: str | None, mount_point: str) -> list[str]:
-    """The groups below which ours may go, the best first."""
+def candidates(own: str | None, mount_point: str | None) -> list[str]:
+    """The groups below which ours may go, the best first; without `mount_point`, only own ground."""
     found = []
     if own is not None:
         parent = os.path.dirname(own)
@@ -31,7 +31,7 @@ def candidates(own: str | None, mount_point: str) -> list[str]:
             found.append(parent)
         if not moved_by_an_earlier_server:
             found.append(own)
-    if is_tree_root(mount_point) and mount_point not in found:
+    if mount_point is not None and is_tree_root(mount_point) and mount_point not in found:
         found.append(mount_point)
     return found
 
