@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-__all__ = ["Call", "clone3", "flush_streams", "prepare", "run"]
+__all__ = ["Call", "clone3", "flush_streams", "landlock_abi", "prepare", "run"]
 
 _NUMBERS = {
     "x86_64": {
@@ -126,6 +126,15 @@ def clone3(flags: int, exit_signal: int, cgroup_fd: int | None = None) -> tuple[
 def flush_streams() -> None:
     """Write out what C code has printed and buffered: fflush(NULL)."""
     _libc.fflush(None)
+
+
+def landlock_abi() -> int:
+    """Which version of Landlock this kernel has: ENOSYS without, EOPNOTSUPP if switched off. landlock(7)."""
+    number, version_flag = 444, 1  # landlock_create_ruleset(2), the same on every architecture
+    version: int = _syscall(number, 0, 0, version_flag, 0, 0, 0)
+    if version < 0:
+        raise _failure("landlock_create_ruleset")
+    return version
 
 
 def _failure(text: str) -> OSError:
