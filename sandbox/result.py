@@ -56,7 +56,8 @@ class Result:
     exit_code: int = 0
     value: str | None = None  # repr of a trailing expression, None if there is none or it is None
     signal: int | None = None
-    state_lost: bool = False  # the interpreter was replaced; the workspace is still there
+    state_lost: bool = False  # the interpreter was replaced
+    workspace_lost: bool = False  # and so was the whole sandbox, with its files: it could not be stopped otherwise
     truncated: Truncated = field(default_factory=Truncated)
     usage: Usage
 

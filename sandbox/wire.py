@@ -24,14 +24,21 @@ Lost = Callable[[Exception | None], None]
 
 
 def decode(body: bytes) -> dict[str, Any]:
-    """A JSON object out of a hostile body; lone surrogates become U+FFFD."""
+    """A JSON object out of a hostile body. Text in it can be encoded: lone surrogates are replaced."""
     try:
-        decoded = json.loads(body.decode("utf-8", "replace"))
+        text = body.decode("utf-8", "replace")
+        decoded = json.loads(text, parse_constant=_no_number)
+        if "\\u" in text:
+            decoded = json.loads(json.dumps(decoded, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a frame from inside is not JSON: {error}") from None
     if not isinstance(decoded, dict):
         raise ProtocolError("a frame from inside is not an object")
     return decoded
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is not in JSON")
 
 
 def whole(body: dict[str, Any], key: str, *, most: int = 1 << 62) -> int:
@@ -76,6 +83,11 @@ class StreamChannel:
             data = data[sent:]
             self._loop.add_writer(self._descriptor, self._writable)
         self._unsent += data
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How much waits for the other side to read."""
+        return len(self._unsent)
 
     def close(self) -> None:
         """Close the socket. Idempotent; `on_lost` is not called."""

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
+import logging
 import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sandbox.drivers.base import Setup
+from sandbox.drivers.calls import HostCalls
 from sandbox.drivers.output import Output
 from sandbox.errors import FileError, ProtocolError, SandboxDied
 from sandbox.guest import frames
@@ -25,7 +26,8 @@ from sandbox.policy import Policy
 from sandbox.result import FileEntry, Outcome, Result, Truncated, Usage
 from sandbox.wire import PacketChannel, StreamChannel, decode, whole
 
-_WARDEN_PATIENCE_S = 0.02
+_log = logging.getLogger(__name__)
+_WARDEN_PATIENCE_S = 0.25  # it shares its processors with the guest; nothing of the guest can stop it
 _START_PATIENCE_S = 10.0
 _CPU_LOOK_S = 0.1
 _COMMAND_OUTCOMES = {True: Outcome.OK, False: Outcome.ERROR}
@@ -41,7 +43,6 @@ class _End:
     value: str | None = None
     value_dropped: int = 0
     threads: int = 0
-    interrupted: bool = False
     interpreter_gone: bool = False
 
 
@@ -53,9 +54,11 @@ class _Run:
     started_s: float
     cpu_before_s: float | None
     oom_before: int
+    number: int  # of all runs of this box, so that an answer cannot be taken for that of another run
+    is_command: bool = False
+    calls: HostCalls | None = None
     stopped: Outcome | None = None  # why we stopped it, if we did
-    calls: int = 0
-    number: int = 0  # of a command
+    interpreter_lost: bool = False
 
 
 class ZygoteBox:
@@ -75,6 +78,7 @@ class ZygoteBox:
         self._policy = policy
         self._limits = policy.limits
         self.slot = slot
+        self._slot_limits = slot.limits if slot is not None else None
         self.index = index  # of the users that are its own
         self._on_close = on_close
         self._loop = asyncio.get_running_loop()
@@ -91,10 +95,12 @@ class ZygoteBox:
         self._swept: asyncio.Future[None] | None = None
         self._pidfd = -1
         self._gone: asyncio.Future[None] = self._loop.create_future()
-        self._fault: Exception | None = None
-        self._commands = 0
-        self._host_tasks: set[asyncio.Task[None]] = set()
+        self._fault: str | None = None
+        self._runs = 0
+        self._interpreter_lost = False  # between two runs; the next one says so
+        self._braked = False
         self._forgotten = False
+        self.guest_ended_it = False  # the box is dead, and it is no fault of ours
 
     # Life.
 
@@ -116,9 +122,10 @@ class ZygoteBox:
         self._setup = setup
         self._configure()
 
-    def kill(self) -> None:
+    def kill(self, reason: str = "it was closed") -> None:
         """End every process of the box, now. Idempotent; does not wait."""
         self._forgotten = True
+        self._fault = self._fault or reason
         if self._pidfd >= 0 and not self._gone.done():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -132,9 +139,8 @@ class ZygoteBox:
         self.kill()
         if self._pidfd >= 0:
             await asyncio.shield(self._gone)
-        self._end_run(_End(outcome=Outcome.KILLED, interpreter_gone=True))
-        for task in self._host_tasks:
-            task.cancel()
+        self._fail_run()
+        self._release_brakes()
         self._channel.close()
         self._control.close()
         self._output.close()
@@ -154,11 +160,26 @@ class ZygoteBox:
         if not self._ready.done():
             reason = self._output.stderr.take()[0].strip() or "no reason was given"
             self._ready.set_exception(SandboxDied(f"the sandbox could not be entered: {reason}"))
+        self._channel.close()
         self._answers.put_nowait(None)
         for waiting in (self._drained, self._swept):
             if waiting is not None and not waiting.done():
                 waiting.cancel()
-        self._end_run(_End(outcome=Outcome.KILLED, signal=signal.SIGKILL, interpreter_gone=True))
+        self._fail_run()
+
+    def _fail_run(self) -> None:
+        """The warden is gone. If that is the guest's doing, it is an outcome, else our fault."""
+        run = self._run
+        if run is None or run.end.done():
+            return
+        self.guest_ended_it = run.stopped is not None or (
+            self.slot is not None and self.slot.oom_kills() > run.oom_before
+        )
+        if self.guest_ended_it:
+            self._fault = "the run before had to be ended together with its warden"
+            self._end_run(_End(outcome=Outcome.KILLED, signal=signal.SIGKILL, interpreter_gone=True))
+        else:
+            run.end.set_exception(SandboxDied(f"the sandbox ended: {self._fault or 'its warden is gone'}"))
 
     # The interpreter.
 
@@ -166,7 +187,7 @@ class ZygoteBox:
         """Run one step."""
         await self._wait_until_ready()
         run = self._begin()
-        self._channel.send(frames.RUN, frames.dump({"code": source}))
+        self._channel.send(frames.RUN, frames.dump({"number": run.number, "code": source}))
         return await self._finish(run, timeout_s)
 
     async def run_command(
@@ -179,31 +200,41 @@ class ZygoteBox:
         kept = self._output
         self._output = Output(out_read, err_read, limit_bytes=self._limits.output_bytes)
         try:
-            run = self._begin()
-            self._commands += 1
-            run.number = self._commands
+            run = self._begin(is_command=True)
             request = {
                 "number": run.number,
                 "arguments": list(arguments),
                 "directory": directory,
                 "environment": dict(environment),
             }
-            self._control.send(bytes([frames.COMMAND]) + frames.dump(request), [out_write, err_write])
+            self._tell(frames.COMMAND, request, [out_write, err_write])
             os.close(out_write)
             os.close(err_write)
+            out_write = err_write = -1
             return await self._finish(run, timeout_s)
         finally:
+            for descriptor in (out_write, err_write):
+                if descriptor >= 0:
+                    os.close(descriptor)
             self._output.close()
             self._output = kept
 
-    def _begin(self) -> _Run:
+    def _begin(self, *, is_command: bool = False) -> _Run:
         self._check_alive()
+        self._runs += 1
         run = _Run(
+            number=self._runs,
+            is_command=is_command,
+            interpreter_lost=self._interpreter_lost,
             end=self._loop.create_future(),
             started_s=self._loop.time(),
             cpu_before_s=self.slot.cpu_s() if self.slot else None,
             oom_before=self.slot.oom_kills() if self.slot else 0,
         )
+        self._interpreter_lost = False
+        if not is_command:
+            rules, functions = self._policy.host_functions, self._setup.functions
+            run.calls = HostCalls(rules, functions, self._return)
         self._run = run
         self._output.start(self._on_flood)
         return run
@@ -213,6 +244,8 @@ class ZygoteBox:
         look = self._loop.call_later(_CPU_LOOK_S, self._look_at_cpu, run)
         try:
             end = await run.end
+            if run.calls is not None:
+                run.calls.stop()
             wall_s = self._loop.time() - run.started_s
             if run.stopped is not None and self.alive:
                 await self._leave_nothing_running(end)
@@ -221,23 +254,28 @@ class ZygoteBox:
             self._output.finish()
             return self._result(run, end, wall_s)
         except BaseException:
-            self.kill()  # what was started must not go on behind the back of a caller that left
+            self.kill("the call was given up")  # what was started must not go on behind the back of the caller
             raise
         finally:
             deadline.cancel()
             look.cancel()
+            if run.calls is not None:
+                run.calls.stop()
             self._run = None
             self._output.pause()
+            if self.alive:
+                self._release_brakes()
 
     def _result(self, run: _Run, end: _End, wall_s: float) -> Result:
         oom_kills = self.slot.oom_kills() - run.oom_before if self.slot else 0
         outcome = end.outcome
         if run.stopped is not None:
             outcome = run.stopped
-        elif end.interpreter_gone and oom_kills and end.signal == signal.SIGKILL:
+        elif oom_kills and end.signal == signal.SIGKILL:
             outcome = Outcome.MEMORY
-        elif run.number and oom_kills and end.signal == signal.SIGKILL:
-            outcome = Outcome.MEMORY
+        exit_code = 128 + end.signal if end.signal is not None else end.exit_code
+        if run.stopped is not None:
+            exit_code = exit_code or 1
         stdout, stdout_dropped = self._output.stdout.take()
         stderr, stderr_dropped = self._output.stderr.take()
         cpu_s = self.slot.cpu_s() if self.slot else None
@@ -245,10 +283,11 @@ class ZygoteBox:
             outcome=outcome,
             stdout=stdout,
             stderr=stderr,
-            exit_code=128 + end.signal if end.signal is not None else end.exit_code,
+            exit_code=exit_code,
             signal=end.signal,
             value=end.value,
-            state_lost=end.interpreter_gone,
+            state_lost=end.interpreter_gone or run.interpreter_lost,
+            workspace_lost=not self.alive,
             truncated=Truncated(
                 stdout_bytes=stdout_dropped, stderr_bytes=stderr_dropped, value_bytes=end.value_dropped
             ),
@@ -265,7 +304,8 @@ class ZygoteBox:
         if run.end.done() or run.stopped is not None:
             return
         run.stopped = why
-        if run.number:
+        self._brake()
+        if run.is_command:
             self._tell(frames.SWEEP)  # the interpreter is not part of a command
         elif why is Outcome.TIMEOUT:
             self._tell(frames.INTERRUPT)
@@ -281,26 +321,40 @@ class ZygoteBox:
 
     def _kill_outside(self, run: _Run) -> None:
         if not run.end.done():
-            self.kill()
+            self.kill("its warden did not answer")
+
+    def _brake(self) -> None:
+        """Nothing new can start, and nobody waits for a share of the processors: not the warden, not the dying."""
+        if self.slot is not None and self._slot_limits is not None and not self._braked:
+            self._braked = True
+            self.slot.apply(replace(self._slot_limits, tasks=1, cpu_cores=None))
+
+    def _release_brakes(self) -> None:
+        if self.slot is not None and self._slot_limits is not None and self._braked:
+            self._braked = False
+            self.slot.apply(self._slot_limits)
 
     async def _leave_nothing_running(self, end: _End) -> None:
         """A run that was stopped leaves no process but an interpreter that yielded, and no thread in it."""
         if end.interpreter_gone:
             return
-        if end.threads:
-            gone: asyncio.Future[_End] = self._loop.create_future()
-            self._run = _Run(end=gone, started_s=0, cpu_before_s=None, oom_before=0)
-            self._tell(frames.KILL_ALL)
-            if not await _within(gone, _WARDEN_PATIENCE_S):
-                self.kill()
-            end.interpreter_gone = True
-            return
-        self._swept = self._loop.create_future()
-        self._tell(frames.SWEEP)
-        if not await _within(self._swept, _WARDEN_PATIENCE_S):
-            self.kill()
-            end.interpreter_gone = True
-        self._swept = None
+        if not end.threads:
+            self._swept = self._loop.create_future()
+            self._tell(frames.SWEEP)
+            swept = await _within(self._swept, _WARDEN_PATIENCE_S)
+            self._swept = None
+            if swept:
+                return
+        end.interpreter_gone = True
+        gone: asyncio.Future[_End] = self._loop.create_future()
+        stopped, self._run = self._run, _Run(number=0, end=gone, started_s=0, cpu_before_s=None, oom_before=0)
+        self._tell(frames.KILL_ALL)
+        if not await _within(gone, _WARDEN_PATIENCE_S):
+            self.guest_ended_it = True
+            self.kill("its warden did not answer")
+        elif gone.exception() is not None:
+            self.guest_ended_it = True
+        self._run = stopped
 
     def _look_at_cpu(self, run: _Run) -> None:
         if run.end.done() or self.slot is None or run.cpu_before_s is None:
@@ -317,27 +371,26 @@ class ZygoteBox:
             return
         if self._policy.output.on_limit == "end":
             self._stop(run, Outcome.OUTPUT_LIMIT)
-        elif run.number == 0:
+        else:
             self._output.pause()
             self._drained = self._loop.create_future()
-            self._tell(frames.DRAIN)
+            self._tell(frames.DRAIN, {}, [self._output.stdout.descriptor, self._output.stderr.descriptor])
 
     async def _stop_draining(self) -> None:
-        waiting, self._drained = self._drained, None
+        waiting = self._drained
         if waiting is None or not self.alive:
             return
-        self._drained = waiting
         self._tell(frames.DRAIN_STOP)
         try:
-            counts = await waiting
-        except asyncio.CancelledError:
-            if self.alive:
-                raise
-            return
+            if not await _within(waiting, _WARDEN_PATIENCE_S):
+                self.guest_ended_it = True
+                self.kill("its warden did not answer")
+            elif not waiting.cancelled():
+                counts = waiting.result()
+                self._output.stdout.dropped_bytes += whole(counts, "stdout_bytes")
+                self._output.stderr.dropped_bytes += whole(counts, "stderr_bytes")
         finally:
             self._drained = None
-        self._output.stdout.dropped_bytes += whole(counts, "stdout_bytes")
-        self._output.stderr.dropped_bytes += whole(counts, "stderr_bytes")
 
     def _tell(self, kind: int, body: dict[str, Any] | None = None, descriptors: Sequence[int] = ()) -> None:
         self._control.send(bytes([kind]) + (frames.dump(body) if body else b""), descriptors)
@@ -360,14 +413,25 @@ class ZygoteBox:
             self._channel.send(frames.CONFIGURE, frames.dump(settings))
 
     def _on_frame(self, kind: int, body: bytes) -> None:
-        if kind == frames.DONE and self._run is not None and not self._run.number:
-            self._end_run(self._checked_report(decode(body)))
-        elif kind == frames.CALL and self._run is not None:
-            self._start_host_call(self._run, decode(body))
-        elif kind == frames.READY and not self._ready.done():
+        calls = self._run.calls if self._run is not None else None
+        if kind == frames.READY and not self._ready.done():
             self._ready.set_result(None)
-        elif kind not in (frames.DONE, frames.READY):
+        elif kind == frames.DONE and calls is not None:
+            self._on_report(decode(body))
+        elif kind == frames.CALL and calls is not None and self._policy.host_functions.names:
+            if self._channel.unsent_bytes > 2 * self._policy.host_functions.max_bytes:
+                raise ProtocolError("an interpreter calls the host without reading its answers")
+            calls.start(decode(body))
+        else:
             raise ProtocolError(f"a frame of kind {kind} came out of turn")
+
+    def _on_report(self, report: dict[str, Any]) -> None:
+        if self._run is None or whole(report, "number") != self._run.number:
+            raise ProtocolError("a report of another run than the one that is going on")
+        self._end_run(self._checked_report(report))
+
+    def _return(self, body: bytes) -> None:
+        self._channel.send(frames.RETURN, body)
 
     def _checked_report(self, report: dict[str, Any]) -> _End:
         value = report.get("value")
@@ -381,48 +445,14 @@ class ZygoteBox:
             value=value,
             value_dropped=whole(report, "value_dropped"),
             threads=whole(report, "threads"),
-            interrupted=report.get("interrupted") is True,
         )
 
     def _on_channel_lost(self, error: Exception | None) -> None:
-        """The interpreter hung up: it is ending, or guest code closed its channel; either way it is of no more use."""
-        self._fault = error
-        if self.alive:
+        """The interpreter hung up. In a run, it is ending or has become another program, whose end is the run's."""
+        if error is not None:
+            _log.warning("a sandbox broke the protocol, its interpreter is replaced: %s", error)
+        if self.alive and (error is not None or self._run is None or self._run.is_command):
             self._tell(frames.KILL_ALL)
-
-    # Host functions.
-
-    def _start_host_call(self, run: _Run, request: dict[str, Any]) -> None:
-        task = self._loop.create_task(self._host_call(run, request))
-        self._host_tasks.add(task)
-        task.add_done_callback(self._host_tasks.discard)
-        run.end.add_done_callback(lambda _: task.cancel())
-
-    async def _host_call(self, run: _Run, request: dict[str, Any]) -> None:
-        rules = self._policy.host_functions
-        run.calls += 1
-        name, arguments, keywords = request.get("name"), request.get("args", []), request.get("kwargs", {})
-        function = self._setup.functions.get(name) if isinstance(name, str) else None
-        if function is None or not isinstance(arguments, list) or not isinstance(keywords, dict):
-            answer: dict[str, Any] = {"error": "there is no such host function"}
-        elif run.calls > rules.max_calls_per_step:
-            answer = {"error": f"more than {rules.max_calls_per_step} calls in one step"}
-        else:
-            try:
-                async with asyncio.timeout(rules.timeout_s):
-                    result = function(*arguments, **keywords)
-                    answer = {"value": await result if inspect.isawaitable(result) else result}
-            except TimeoutError:
-                answer = {"error": f"no answer within {rules.timeout_s:g} s"}
-            except Exception as error:  # noqa: BLE001 - the caller's function; its failure is the guest's answer
-                answer = {"error": f"{type(error).__name__}: {error}"}
-        try:
-            body = frames.dump(answer)
-        except (TypeError, ValueError) as error:
-            body = frames.dump({"error": f"the result is not JSON: {error}"})
-        if len(body) > rules.max_bytes:
-            body = frames.dump({"error": f"the result is larger than {rules.max_bytes} bytes"})
-        self._channel.send(frames.RETURN, body)
 
     # What arrives from the warden.
 
@@ -450,18 +480,21 @@ class ZygoteBox:
             reason = self._output.stderr
             reason.read()
             self._ready.set_exception(SandboxDied(f"no interpreter could be started: {reason.take()[0].strip()}"))
-            self.kill()
+            self.kill("no interpreter could be started")
             return
         self._replace_interpreter()
-        if self._run is not None and self._run.number:
-            return
-        end = _End(outcome=Outcome.EXITED, exit_code=code, interpreter_gone=True)
-        if number:
-            end = _End(outcome=Outcome.KILLED, signal=number, interpreter_gone=True)
-        self._end_run(end)
+        if self._run is None:
+            self._interpreter_lost = True
+        elif self._run.is_command:
+            self._run.interpreter_lost = True
+        elif number:
+            self._end_run(_End(outcome=Outcome.KILLED, signal=number, interpreter_gone=True))
+        else:
+            self._end_run(_End(outcome=Outcome.EXITED, exit_code=code, interpreter_gone=True))
 
     def _replace_interpreter(self) -> None:
         self._channel.close()
+        self._release_brakes()
         self._ready = self._loop.create_future()
         ours, theirs = socket.socketpair()
         self._channel = self._open_channel(ours)
@@ -471,7 +504,7 @@ class ZygoteBox:
 
     def _on_command_exited(self, how: dict[str, Any]) -> None:
         code, number = whole(how, "exit_code", most=255), whole(how, "signal", most=64)
-        if self._run is None or self._run.number != whole(how, "number"):
+        if self._run is None or not self._run.is_command or self._run.number != whole(how, "number"):
             return
         if number:
             self._end_run(_End(outcome=Outcome.KILLED, signal=number))
@@ -479,8 +512,7 @@ class ZygoteBox:
             self._end_run(_End(outcome=_COMMAND_OUTCOMES[code == 0], exit_code=code))
 
     def _on_control_lost(self, error: Exception | None) -> None:
-        self._fault = error
-        self.kill()
+        self.kill(str(error or "its warden hung up"))
 
     # Files.
 
@@ -521,7 +553,7 @@ class ZygoteBox:
         try:
             item = await self._answers.get()
         except BaseException:
-            self.kill()  # the rest of the answer would be taken for that of the next call
+            self.kill("a file call was given up")  # the rest of the answer would be taken for that of the next call
             raise
         if item is None:
             self._answers.put_nowait(None)
@@ -541,7 +573,7 @@ class ZygoteBox:
     async def _wait_until_ready(self) -> None:
         self._check_alive()
         if not self._ready.done() and not await _within(self._ready, _START_PATIENCE_S):
-            self.kill()
+            self.kill("no interpreter was ready in time")
             raise SandboxDied(f"no interpreter was ready within {_START_PATIENCE_S:g} s")
         self._ready.result()
 
@@ -553,5 +585,3 @@ class ZygoteBox:
 async def _within(future: asyncio.Future[Any], patience_s: float) -> bool:
     done, _ = await asyncio.wait([future], timeout=patience_s)
     return bool(done)
-
-

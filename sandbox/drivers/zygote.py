@@ -346,11 +346,10 @@ class ZygoteDriver:
             index=index,
             on_close=self._discard,
         )
-        inside = [channel_inside.detach(), control_inside.detach(), out_write, err_write]
-        return box, [*inside, out_read, err_read]
+        return box, [channel_inside.detach(), control_inside.detach(), out_write, err_write]
 
     async def _request(self, zygote: _Zygote, box: ZygoteBox, passed: list[int]) -> int:
-        """Ask for the fork; the pidfd of the new warden. Of `passed`, the first four are of no use here afterwards."""
+        """Ask for the fork; the pidfd of the new warden. `passed` are closed here."""
         assert zygote.channel is not None
         self._numbers += 1
         number = self._numbers
@@ -365,7 +364,7 @@ class ZygoteDriver:
         try:
             zygote.channel.send(request, [*passed, *attach, *into])
         finally:
-            for descriptor in passed[:4]:
+            for descriptor in passed:
                 os.close(descriptor)
         return await waiting
 

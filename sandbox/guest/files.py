@@ -5,6 +5,7 @@ No component of a path may be a symbolic link: a caller on the host gets the fil
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -44,10 +45,8 @@ def _open_directory(path: str, parts: list[str], base: str, *, create: bool) -> 
     try:
         for part in parts:
             if create:
-                try:
+                with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=current)
-                except FileExistsError:
-                    pass
             step = os.open(part, os.O_DIRECTORY | _FLAGS, dir_fd=current)
             os.close(current)
             current = step

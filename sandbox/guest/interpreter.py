@@ -7,7 +7,7 @@ with standard streams that work.
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
+import _signal
 import _thread
 import ast
 import gc
@@ -168,7 +168,7 @@ class Interpreter:
         self._remember(name, source)
         last: ast.expr | None = None
         if len(source) <= _LARGE_SOURCE_CHARS:
-            tree = compile(source, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+            tree: Any = compile(source, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
             if tree.body and isinstance(tree.body[-1], ast.Expr):
                 last = tree.body.pop().value
             body = compile(tree, name, "exec", dont_inherit=True) if tree.body else None
@@ -306,11 +306,11 @@ class _SeedOnImport:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != "numpy.random":
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         for finder in sys.meta_path:
             spec = finder.find_spec(name, path, target)
             if spec is not None and spec.loader is not None:
-                spec.loader.exec_module = self._seeding(spec.loader.exec_module)  # type: ignore[method-assign]
+                spec.loader.exec_module = self._seeding(spec.loader.exec_module)  # type: ignore[method-assign, assignment]
                 return spec
         return None
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import _signal
 import contextlib
+import fcntl
 import os
 import select
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -23,6 +25,8 @@ from sandbox.guest.watchdog import Watchdog
 
 _SPLICE_BYTES = 1 << 20
 _ANCILLARY_BYTES = 64
+_FIONREAD = 0x541B
+_SWEEPS, _SWEEP_PAUSE_S = 100, 0.001
 _CHILDREN = (_signal.SIGCHLD,)
 
 
@@ -42,17 +46,16 @@ class Warden:
         self._guest_id = guest_id  # None if there is a single id
         self._watchdog = watchdog
         self._control: Any = None
-        self._outputs: tuple[int, ...] = ()
         self._poll = select.poll()
         self._interpreter = 0
         self._commands: dict[int, int] = {}  # pid to the host's number
         self._upload: int | None = None
         self._upload_error: OSError | None = None
-        self._drained: list[int] | None = None
+        self._drained: dict[int, int] = {}  # read ends of what prints too much, to bytes thrown away
 
-    def run(self, control: Any, outputs: tuple[int, ...], first_channel: int) -> NoReturn:
-        """Start the first interpreter, then serve. `outputs` are the read ends, for draining what is over the limit."""
-        self._control, self._outputs = control, outputs
+    def run(self, control: Any, first_channel: int) -> NoReturn:
+        """Start the first interpreter, then serve."""
+        self._control = control
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _CHILDREN)
         _signal.signal(_signal.SIGCHLD, self._reap)
         self._spawn(first_channel)
@@ -66,7 +69,7 @@ class Warden:
             for descriptor, _ in ready:
                 if descriptor == self._control.fileno():
                     self._serve_one()
-                else:
+                elif descriptor in self._drained:
                     self._drain_one(descriptor)
             if self._watchdog is not None and (reason := self._watchdog.check()) is not None:
                 self._send(frames.OVER_LIMIT, {"reason": reason})
@@ -81,11 +84,16 @@ class Warden:
             self._write_chunk(body)
             return
         request = frames.load(body) if body else {}
-        passed = _descriptors(ancillary)
+        if kind in (frames.FILE_WRITE, frames.FILE_END, frames.FILE_READ, frames.FILE_LIST):
+            self._file_call(kind, request)
+        else:
+            self._order(kind, request, _descriptors(ancillary))
+
+    def _order(self, kind: int, request: dict[str, Any], passed: list[int]) -> None:
         match kind:
             case frames.SPAWN:
                 self._spawn(passed[0])
-            case frames.INTERRUPT:
+            case frames.INTERRUPT if self._interpreter:  # pid 0 would be this process group
                 os.kill(self._interpreter, _signal.SIGINT)
             case frames.SWEEP:
                 sweep(keep=self._interpreter)
@@ -95,20 +103,32 @@ class Warden:
             case frames.COMMAND:
                 self._command(request, passed)
             case frames.DRAIN:
-                self._start_draining()
+                self._start_draining(passed)
             case frames.DRAIN_STOP:
                 self._stop_draining()
-            case frames.FILE_WRITE | frames.FILE_END | frames.FILE_READ | frames.FILE_LIST:
-                self._file_call(kind, request)
 
     def _spawn(self, channel: int) -> None:
-        self._interpreter = self._programs.interpreter(channel)
+        self._wait_until_alone()
+        self._interpreter = _patiently(lambda: self._programs.interpreter(channel))
         os.close(channel)
+
+    def _wait_until_alone(self) -> None:
+        """What the dying still hold, memory and pids, would be missing from the next interpreter."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, 0)  # orphans become children of pid 1: none left means nobody left
+            except ChildProcessError:
+                return
+            self._account(pid, status)
 
     def _command(self, request: dict[str, Any], passed: list[int]) -> None:
         stdout, stderr = passed
-        pid = self._programs.command(request, stdout, stderr)
-        self._commands[pid] = request["number"]
+        try:
+            pid = _patiently(lambda: self._programs.command(request, stdout, stderr))
+            self._commands[pid] = request["number"]
+        except OSError as error:  # the guest has taken all pids, or all memory
+            os.write(stderr, f"{request['arguments'][0]}: {os.strerror(error.errno or 0)}\n".encode("utf-8", "replace"))
+            self._send(frames.COMMAND_EXITED, {"number": request["number"], "exit_code": 126})
         os.close(stdout)
         os.close(stderr)
 
@@ -120,38 +140,45 @@ class Warden:
                 return
             if pid == 0:
                 return
-            if pid == self._interpreter:
-                self._interpreter = 0
-                kill_all()  # an interpreter takes what it started with it
-                self._send(frames.INTERPRETER_EXITED, _how(status))
-            elif pid in self._commands:
-                self._send(frames.COMMAND_EXITED, {"number": self._commands.pop(pid), **_how(status)})
+            self._account(pid, status)
+
+    def _account(self, pid: int, status: int) -> None:
+        if pid == self._interpreter:
+            self._interpreter = 0
+            kill_all()  # an interpreter takes what it started with it
+            self._send(frames.INTERPRETER_EXITED, _how(status))
+        elif pid in self._commands:
+            self._send(frames.COMMAND_EXITED, {"number": self._commands.pop(pid), **_how(status)})
 
     # Output beyond the limit is thrown away here, in the sandbox's own share of the processors.
 
-    def _start_draining(self) -> None:
-        if self._drained is None:
-            self._drained = [0, 0]
-            self._null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
-            for descriptor in self._outputs:
-                self._poll.register(descriptor, select.POLLIN)
+    def _start_draining(self, outputs: list[int]) -> None:
+        self._null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+        for descriptor in outputs:
+            self._drained[descriptor] = 0
+            self._poll.register(descriptor, select.POLLIN)
 
-    def _drain_one(self, descriptor: int) -> bool:
-        moved = _splice(descriptor, self._null)
-        if self._drained is not None:
-            self._drained[self._outputs.index(descriptor)] += moved
-        return moved > 0
+    def _drain_one(self, descriptor: int, most: int = _SPLICE_BYTES) -> None:
+        moved = _splice(descriptor, self._null, most)
+        self._drained[descriptor] += moved
+        if not moved:
+            self._poll.unregister(descriptor)  # every writer is gone
 
     def _stop_draining(self) -> None:
-        if self._drained is None:
+        """Throw away what is there now. Who goes on printing, prints into the next run."""
+        if not self._drained:
             return
-        for descriptor in self._outputs:
-            self._poll.unregister(descriptor)
-            while self._drain_one(descriptor):
-                pass
-        drained, self._drained = self._drained, None
+        for descriptor in self._drained:
+            rest = int.from_bytes(fcntl.ioctl(descriptor, _FIONREAD, bytes(4)), sys.byteorder)
+            if rest:
+                self._drain_one(descriptor, rest)
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(descriptor)
+            os.close(descriptor)
         os.close(self._null)
-        self._send(frames.DRAINED, {"stdout_bytes": drained[0], "stderr_bytes": drained[1]})
+        (_, out), (_, err) = self._drained.items()
+        self._drained.clear()
+        self._send(frames.DRAINED, {"stdout_bytes": out, "stderr_bytes": err})
 
     # File calls.
 
@@ -242,8 +269,11 @@ def kill_all() -> None:
 
 
 def sweep(*, keep: int) -> None:
-    """Kill every process but the warden and `keep`, also those that are being born meanwhile."""
-    while True:
+    """Kill every process but the warden and `keep`, also those that are being born meanwhile; then wait for their end.
+
+    Who multiplies faster than a list can be read takes `keep` with it.
+    """
+    for _ in range(_SWEEPS):
         found = [int(name) for name in os.listdir("/proc") if name.isdigit()]
         doomed = [pid for pid in found if pid not in (1, keep) and not _is_zombie(pid)]
         if not doomed:
@@ -251,6 +281,17 @@ def sweep(*, keep: int) -> None:
         for pid in doomed:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, _signal.SIGKILL)
+        time.sleep(_SWEEP_PAUSE_S)
+    kill_all()
+
+
+def _patiently(fork: Callable[[], int]) -> int:
+    """Fork, and while the dead still count against the limit of processes, try again."""
+    for _ in range(_SWEEPS):
+        with contextlib.suppress(BlockingIOError):
+            return fork()
+        time.sleep(_SWEEP_PAUSE_S)
+    return fork()
 
 
 def _is_zombie(pid: int) -> bool:
@@ -261,9 +302,9 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
-def _splice(source: int, target: int) -> int:
+def _splice(source: int, target: int, most: int) -> int:
     try:
-        return os.splice(source, target, _SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK)
+        return os.splice(source, target, most, flags=os.SPLICE_F_NONBLOCK)
     except BlockingIOError:
         return 0
 

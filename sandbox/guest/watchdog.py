@@ -20,7 +20,7 @@ class Watchdog:
         self.interval_ms = interval_ms
 
     def check(self) -> str | None:
-        """"memory" if the processes together, and the files of the workspace, use more than is allowed."""
+        """ "memory" if the processes together, and the files of the workspace, use more than is allowed."""
         if self._resident_bytes() + self._workspace_bytes() > self.memory_bytes:
             return "memory"
         return None

@@ -43,14 +43,13 @@ _STAGING = "/mnt"
 class Passed:
     """The descriptors that came with a request for a sandbox, in this order."""
 
-    __slots__ = ("channel", "control", "drains", "outputs", "tasks")
+    __slots__ = ("channel", "control", "outputs", "tasks")
 
     def __init__(self, descriptors: tuple[int, ...]) -> None:
         self.channel = descriptors[0]  # stream socket of the first interpreter
         self.control = descriptors[1]  # packet socket of the warden
         self.outputs = descriptors[2:4]  # write ends of stdout and stderr
-        self.drains = descriptors[4:6]  # their read ends
-        self.tasks = descriptors[6:]  # `tasks` files of the cgroups to join; none where clone3 did it
+        self.tasks = descriptors[4:]  # `tasks` files of the cgroups to join; none where clone3 did it
 
 
 class InnerWall:
@@ -129,7 +128,7 @@ def enter_sandbox(wall: InnerWall, passed: Passed, processor_mask: int, gate: in
     libc.run(wall.sandbox_entry)
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     wall.outputs = passed.outputs
-    wall.warden.run(_socket.socket(fileno=passed.control), passed.drains, passed.channel)
+    wall.warden.run(_socket.socket(fileno=passed.control), passed.channel)
 
 
 def _wait_for_ids(gate: int) -> None:
