@@ -29,11 +29,20 @@ class IdRange:
         """As root, 65,536 ids that no account of the host has, and few other servers; otherwise one's own id.
 
         0x70000000 upwards is what systemd's list of ranges leaves unused. Two servers that share a range share
-        the kernel's per-user budgets for pipes and pending signals, and nothing else.
+        the kernel's per-user budgets for pipes and pending signals, and nothing else. The root of a rootless
+        container has a few ids only, all of them somebody's, and counts as an ordinary user.
         """
-        if os.geteuid() == 0:
-            return cls(first=0x70000000 + os.getpid() % 2048 * ID_COUNT, count=ID_COUNT)
+        first = 0x70000000 + os.getpid() % 2048 * ID_COUNT
+        if os.geteuid() == 0 and all(_has_ids(f"/proc/self/{name}", first) for name in ("uid_map", "gid_map")):
+            return cls(first=first, count=ID_COUNT)
         return cls(first=os.geteuid(), count=1)
+
+
+def _has_ids(path: str, first: int) -> bool:
+    """Whether `ID_COUNT` ids from `first` on exist in this user namespace. user_namespaces(7)."""
+    with open(path, encoding="ascii") as file:
+        extents = [tuple(map(int, line.split())) for line in file]
+    return any(start <= first and first + ID_COUNT <= start + count for start, _, count in extents)
 
 
 def find_nsjail(policy: Policy) -> str:
