@@ -32,10 +32,12 @@ def run_server(
     port: int = 8000,
     reload: bool = False,
     reload_dirs: Sequence[str] | None = None,
+    log_level: str = "warning",
 ) -> None:
     """Serve `app` (an application or its import string) until a signal ends it.
 
-    Sessions live in this one process: more worker processes would each have their own.
+    Sessions live in this one process: more worker processes would each have their own. At log level `info`
+    every connection writes a line or two, which a trainer that opens hundreds per second pays for.
 
     Raises:
         SystemExit: it could not start, for example because the port is taken.
@@ -46,6 +48,7 @@ def run_server(
         app,
         host=host,
         port=port,
+        log_level=log_level,
         reload=reload,
         reload_dirs=list(reload_dirs) if reload and reload_dirs else None,
         **uvicorn_options(),
