@@ -1,0 +1,1 @@
+"""Figures of this project on this machine: `benchmarks.demo` shows it at work, `python -m benchmarks` measures."""
