@@ -29,6 +29,7 @@ class BlockingSandbox:
         self._thread = threading.Thread(target=self._loop.run_forever, name="sandbox", daemon=True)
         self._pool: SandboxPool | None = None
         self._sandbox: Sandbox | None = None
+        self._opening: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -82,8 +83,7 @@ class BlockingSandbox:
         if self._loop.is_closed():
             return
         if self._thread.is_alive():
-            if self._pool is not None:
-                self._call(self._pool.close())
+            self._call(self._close())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         self._loop.close()
@@ -95,9 +95,16 @@ class BlockingSandbox:
         return self._sandbox
 
     async def _open(self) -> None:
+        self._opening = asyncio.current_task()
         self._pool = SandboxPool(self._policy)
         await self._pool.start()
         self._sandbox = await self._pool.open(functions=self._functions)
+
+    async def _close(self) -> None:
+        if self._opening is not None:  # interrupted by Ctrl-C, it still cleans up
+            await asyncio.wait([self._opening])
+        if self._pool is not None:
+            await self._pool.close()
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
