@@ -63,9 +63,19 @@ def find_nsjail(policy: Policy) -> str:
 
 
 def jail_config(
-    *, mounts: Iterable[Mount], ids: IdRange, environment: dict[str, str], program: list[str], descriptors: list[int]
+    *,
+    mounts: Iterable[Mount],
+    ids: IdRange,
+    environment: dict[str, str],
+    program: list[str],
+    descriptors: list[int],
+    own_cgroup_namespace: bool,
 ) -> str:
-    """The text of the configuration file."""
+    """The text of the configuration file.
+
+    `own_cgroup_namespace` must be off where sandboxes are cloned into cgroups of v2: mounted with `nsdelegate`, as
+    systemd does, the kernel lets no process move across the root of its cgroup namespace. Each sandbox has its own.
+    """
     group = os.getegid() if ids.count == 1 else ids.first
     lines = [
         "# Written by the sandbox at start-up; editing it changes nothing.",
@@ -85,7 +95,7 @@ def jail_config(
         "clone_newns: true",
         "clone_newipc: true",
         "clone_newuts: true",
-        "clone_newcgroup: true",
+        f"clone_newcgroup: {str(own_cgroup_namespace).lower()}",
         "iface_no_lo: true",
         "",
         f'uidmap {{ inside_id: "0" outside_id: "{ids.first}" count: {ids.count} }}',
