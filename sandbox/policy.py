@@ -82,12 +82,8 @@ class Limits(Section):
         default=1.0, metadata=setting("processor cores, as a rate: 0.5 is half a core", least=0.01, most=8192)
     )
     cpu_s: float = field(default=60.0, metadata=seconds("CPU time of one step, over all its processes"))
-    wall_s: float = field(
-        default=30.0, metadata=seconds("time of one step, if the caller does not ask for less")
-    )
-    grace_s: float = field(
-        default=0.2, metadata=seconds("time between the interrupt and the kill", most=3600.0)
-    )
+    wall_s: float = field(default=30.0, metadata=seconds("time of one step, if the caller does not ask for less"))
+    grace_s: float = field(default=0.03, metadata=seconds("time between the interrupt and the kill", most=3600.0))
     output_bytes: int = field(
         default=MIB, metadata=amount_of_bytes("output kept of one step, for stdout and stderr each")
     )
@@ -107,12 +103,8 @@ class Limits(Section):
         default=256, metadata=setting("open descriptors of one process", least=32, most=1_048_576)
     )  # nr_open
     file_size_bytes: int = field(default=128 * MIB, metadata=amount_of_bytes("size of one file"))
-    idle_s: float = field(
-        default=3600.0, metadata=seconds("time without a call after which a sandbox is closed")
-    )
-    lifetime_s: float = field(
-        default=86400.0, metadata=seconds("time after which a sandbox is closed in any case")
-    )
+    idle_s: float = field(default=3600.0, metadata=seconds("time without a call after which a sandbox is closed"))
+    lifetime_s: float = field(default=86400.0, metadata=seconds("time after which a sandbox is closed in any case"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,9 +126,7 @@ class Template(Section):
     )
     library_path: str = field(
         default="auto",
-        metadata=setting(
-            'host directory with the guest\'s site-packages; "auto" finds it', check=auto_or_path
-        ),
+        metadata=setting('host directory with the guest\'s site-packages; "auto" finds it', check=auto_or_path),
     )
 
 
@@ -167,9 +157,7 @@ class Network(Section):
     """What guests can reach."""
 
     table: ClassVar[tuple[str, ...]] = ("network",)
-    mode: str = field(
-        default="none", metadata=setting('only "none": no network at all', check=one_of("none"))
-    )
+    mode: str = field(default="none", metadata=setting('only "none": no network at all', check=one_of("none")))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,9 +172,7 @@ class Seccomp(Section):
         ),
         metadata=setting(
             "groups of sandbox/kernel/syscalls.toml, and single calls; its argument rules hold for both",
-            check=matches(
-                r"@[a-z0-9-]+|[a-z_][a-z0-9_]*", 'write "@group" or the lower-case name of a system call'
-            ),
+            check=matches(r"@[a-z0-9-]+|[a-z_][a-z0-9_]*", 'write "@group" or the lower-case name of a system call'),
         ),
     )
 
@@ -219,9 +205,7 @@ class Environment(Section):
             "TZ": "UTC",
         },
         hash=False,  # a mapping has none
-        metadata=setting(
-            "names and values; no LD_*, and of PYTHON* only what cannot load other code", check=variable
-        ),
+        metadata=setting("names and values; no LD_*, and of PYTHON* only what cannot load other code", check=variable),
     )
 
 
@@ -236,9 +220,7 @@ class HostFunctions(Section):
     max_calls_per_step: int = field(
         default=100, metadata=setting("calls of one step, over all functions", least=1, most=10**9)
     )
-    max_bytes: int = field(
-        default=MIB, metadata=amount_of_bytes("length of the arguments, or of the result, as JSON")
-    )
+    max_bytes: int = field(default=MIB, metadata=amount_of_bytes("length of the arguments, or of the result, as JSON"))
     timeout_s: float = field(default=30.0, metadata=seconds("time that one call may take"))
 
 
@@ -253,9 +235,7 @@ class Pool(Section):
     )
     max_sandboxes: int | str = field(
         default="auto",
-        metadata=setting(
-            'live sandboxes at once; "auto" is what the machine can hold', least=1, most=1_000_000
-        ),
+        metadata=setting('live sandboxes at once; "auto" is what the machine can hold', least=1, most=1_000_000),
     )
     refill_delay_s: float = field(
         default=0.008, metadata=setting("pause before a taken sandbox is replaced", least=0.0, most=60.0)

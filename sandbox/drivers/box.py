@@ -18,7 +18,7 @@ from typing import Any
 
 from sandbox.drivers.base import Setup
 from sandbox.drivers.calls import HostCalls
-from sandbox.drivers.output import Output
+from sandbox.drivers.output import Output, Stream, open_pipe
 from sandbox.errors import FileError, ProtocolError, SandboxDied
 from sandbox.guest import frames
 from sandbox.kernel.cgroups import Slot
@@ -195,8 +195,8 @@ class ZygoteBox:
     ) -> Result:
         """Run a program to its end, beside the interpreter."""
         await self._wait_until_ready()
-        out_read, out_write = os.pipe2(os.O_CLOEXEC)
-        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        out_read, out_write = open_pipe()
+        err_read, err_write = open_pipe()
         kept = self._output
         self._output = Output(out_read, err_read, limit_bytes=self._limits.output_bytes)
         try:
@@ -338,23 +338,21 @@ class ZygoteBox:
         """A run that was stopped leaves no process but an interpreter that yielded, and no thread in it."""
         if end.interpreter_gone:
             return
+        gone: asyncio.Future[_End] = self._loop.create_future()
+        self._run = _Run(number=0, end=gone, started_s=0, cpu_before_s=None, oom_before=0, stopped=end.outcome)
         if not end.threads:
             self._swept = self._loop.create_future()
             self._tell(frames.SWEEP)
-            swept = await _within(self._swept, _WARDEN_PATIENCE_S)
-            self._swept = None
-            if swept:
+            await asyncio.wait((self._swept, gone), timeout=_WARDEN_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+            swept, self._swept = self._swept.done() and not self._swept.cancelled(), None
+            if swept and not gone.done():
                 return
         end.interpreter_gone = True
-        gone: asyncio.Future[_End] = self._loop.create_future()
-        stopped, self._run = self._run, _Run(number=0, end=gone, started_s=0, cpu_before_s=None, oom_before=0)
-        self._tell(frames.KILL_ALL)
+        if not gone.done():
+            self._tell(frames.KILL_ALL)
         if not await _within(gone, _WARDEN_PATIENCE_S):
             self.guest_ended_it = True
             self.kill("its warden did not answer")
-        elif gone.exception() is not None:
-            self.guest_ended_it = True
-        self._run = stopped
 
     def _look_at_cpu(self, run: _Run) -> None:
         if run.end.done() or self.slot is None or run.cpu_before_s is None:
@@ -365,16 +363,16 @@ class ZygoteBox:
         else:
             self._loop.call_later(_CPU_LOOK_S, self._look_at_cpu, run)
 
-    def _on_flood(self) -> None:
+    def _on_flood(self, stream: Stream) -> None:
         run = self._run
         if run is None or run.end.done():
             return
         if self._policy.output.on_limit == "end":
             self._stop(run, Outcome.OUTPUT_LIMIT)
-        else:
-            self._output.pause()
+            return
+        if self._drained is None:
             self._drained = self._loop.create_future()
-            self._tell(frames.DRAIN, {}, [self._output.stdout.descriptor, self._output.stderr.descriptor])
+        self._tell(frames.DRAIN, {"stream": stream.name}, [stream.descriptor])
 
     async def _stop_draining(self) -> None:
         waiting = self._drained
@@ -387,8 +385,8 @@ class ZygoteBox:
                 self.kill("its warden did not answer")
             elif not waiting.cancelled():
                 counts = waiting.result()
-                self._output.stdout.dropped_bytes += whole(counts, "stdout_bytes")
-                self._output.stderr.dropped_bytes += whole(counts, "stderr_bytes")
+                self._output.stdout.dropped_bytes += whole(counts, "stdout")
+                self._output.stderr.dropped_bytes += whole(counts, "stderr")
         finally:
             self._drained = None
 
@@ -478,7 +476,7 @@ class ZygoteBox:
         code, number = whole(how, "exit_code", most=255), whole(how, "signal", most=64)
         if not self._ready.done():
             reason = self._output.stderr
-            reason.read()
+            reason.read_rest()
             self._ready.set_exception(SandboxDied(f"no interpreter could be started: {reason.take()[0].strip()}"))
             self.kill("no interpreter could be started")
             return

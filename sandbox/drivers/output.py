@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import sys
 from collections.abc import Callable
 
 _CHUNK_BYTES = 64 * 1024
 _PATIENCE_S = 0.002  # a run that is over by then costs one read and no wake-up
+_FIONREAD = 0x541B
 _FLOOD_BYTES = 4 * 1024 * 1024  # beyond the limit by this much, the sandbox throws away the rest itself
+
+
+def open_pipe() -> tuple[int, int]:
+    """Read and write end of a pipe that a guest, who is another user, may open by name: `echo x > /dev/stderr`."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    os.fchmod(write, 0o622)
+    return read, write
 
 
 class Stream:
     """The read end of one pipe."""
 
-    def __init__(self, descriptor: int, limit_bytes: int) -> None:
+    def __init__(self, name: str, descriptor: int, limit_bytes: int) -> None:
+        self.name = name
         self.descriptor = descriptor
         self._limit_bytes = limit_bytes
         self._kept = bytearray()
@@ -22,21 +33,21 @@ class Stream:
         os.set_blocking(descriptor, False)
 
     def read(self) -> int:
-        """Take what is there now; the number of bytes."""
-        total = 0
-        while True:
-            try:
-                data = os.read(self.descriptor, _CHUNK_BYTES)
-            except BlockingIOError:
-                return total
-            if not data:
-                return total
-            total += len(data)
-            room = self._limit_bytes - len(self._kept)
-            self._kept += data[:room] if room > 0 else b""
-            self.dropped_bytes += max(0, len(data) - max(0, room))
-            if len(data) < _CHUNK_BYTES or total >= 16 * _CHUNK_BYTES:
-                return total
+        """Take a piece of what is there; the number of bytes."""
+        try:
+            data = os.read(self.descriptor, _CHUNK_BYTES)
+        except BlockingIOError:
+            return 0
+        room = max(0, self._limit_bytes - len(self._kept))
+        self._kept += data[:room]
+        self.dropped_bytes += max(0, len(data) - room)
+        return len(data)
+
+    def read_rest(self) -> None:
+        """Take what is there now, and not what somebody who goes on printing adds meanwhile."""
+        rest = int.from_bytes(fcntl.ioctl(self.descriptor, _FIONREAD, bytes(4)), sys.byteorder)
+        while rest > 0 and (count := self.read()):
+            rest -= count
 
     def take(self) -> tuple[str, int]:
         """What was kept, as text, and how many bytes were dropped; then start anew."""
@@ -50,15 +61,15 @@ class Output:
     """Both streams of one run at a time."""
 
     def __init__(self, stdout: int, stderr: int, *, limit_bytes: int) -> None:
-        self.stdout = Stream(stdout, limit_bytes)
-        self.stderr = Stream(stderr, limit_bytes)
+        self.stdout = Stream("stdout", stdout, limit_bytes)
+        self.stderr = Stream("stderr", stderr, limit_bytes)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._watching: list[int] = []
-        self._on_flood: Callable[[], None] | None = None
+        self._on_flood: Callable[[Stream], None] | None = None
 
-    def start(self, on_flood: Callable[[], None]) -> None:
-        """Begin a run. `on_flood` is called once if far more than the limit is printed."""
+    def start(self, on_flood: Callable[[Stream], None]) -> None:
+        """Begin a run. `on_flood` is called, and reading stops, when far more than the limit is printed to a stream."""
         self._on_flood = on_flood
         self._timer = self._loop.call_later(_PATIENCE_S, self._watch)
 
@@ -67,8 +78,7 @@ class Output:
         self.pause()
         self._on_flood = None
         for stream in (self.stdout, self.stderr):
-            while stream.read() >= 16 * _CHUNK_BYTES:
-                continue
+            stream.read_rest()
 
     def pause(self) -> None:
         """Stop looking."""
@@ -94,9 +104,10 @@ class Output:
             self._watching.append(stream.descriptor)
 
     def _readable(self, stream: Stream) -> None:
-        if stream.read() == 0:  # every writer is gone
+        count = stream.read()
+        flooded = stream.dropped_bytes > _FLOOD_BYTES
+        if flooded or count == 0:  # nobody is left who could write, or somebody else reads from here on
             self._loop.remove_reader(stream.descriptor)
             self._watching.remove(stream.descriptor)
-        if stream.dropped_bytes > _FLOOD_BYTES and self._on_flood is not None:
-            on_flood, self._on_flood = self._on_flood, None
-            on_flood()
+        if flooded and self._on_flood is not None:
+            self._on_flood(stream)

@@ -25,6 +25,7 @@ from typing import Any
 
 from sandbox.drivers.box import ZygoteBox
 from sandbox.drivers.jail import IdRange, find_nsjail, guest_environment, jail_config
+from sandbox.drivers.output import open_pipe
 from sandbox.drivers.program import open_program
 from sandbox.drivers.template import Mount, default_python, find_interpreter, find_libraries, root_mounts
 from sandbox.errors import SandboxDied, UnsupportedError
@@ -37,6 +38,7 @@ from sandbox.wire import PacketChannel, decode
 from sandbox.zygote.settings import HELLO, REPLY, REQUEST, protected_descriptors
 
 _log = logging.getLogger(__name__)
+_SWEEP_S = 0.1
 _START_PATIENCE_S = 60.0
 _HEADROOM_BYTES = 32 * 1024 * 1024  # so that Python raises MemoryError before the kernel kills
 _UNACCOUNTED_CALLS = ("memfd_create", "shmget", "mq_open")  # memory that the watchdog would not see
@@ -72,6 +74,7 @@ class ZygoteDriver:
         self._ids = IdRange.for_this_process()
         self._processors = sorted(number for number in os.sched_getaffinity(0) if number < 64)
         self._closed = False
+        self._sweeping: asyncio.TimerHandle | None = None
         self.config_text = ""
         self.python_version = ""
 
@@ -151,6 +154,7 @@ class ZygoteDriver:
                 environment=guest_environment(policy),
                 program=[interpreter.guest_executable, "-s", path, "serve", str(theirs.fileno())],
                 descriptors=[program, theirs.fileno()],
+                own_cgroup_namespace=self._cgroups is None or self._cgroups.kind == "v1",
             )
             command = [find_nsjail(policy), "--config", self._write_config()]
             if self.two_ids:
@@ -335,8 +339,8 @@ class ZygoteDriver:
     def _open_box(self, slot: Slot | None, index: int) -> tuple[ZygoteBox, list[int]]:
         channel, channel_inside = socket.socketpair()
         control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        out_read, out_write = os.pipe2(os.O_CLOEXEC)
-        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        out_read, out_write = open_pipe()
+        err_read, err_write = open_pipe()
         box = ZygoteBox(
             self._policy,
             channel=channel,
@@ -380,13 +384,25 @@ class ZygoteDriver:
             self._boxes.discard(box)
             self._free_indices.append(box.index)
             if box.slot is not None and self._cgroups is not None:
-                self._cgroups.release(box.slot)
+                self._release(self._cgroups, box.slot)
+
+    def _release(self, cgroups: Cgroups, slot: Slot) -> None:
+        if not cgroups.release(slot) and self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep, cgroups)
+
+    def _sweep(self, cgroups: Cgroups) -> None:
+        """Look again at groups that still held a dying process, or memory, when they were given back."""
+        self._sweeping = None
+        if cgroups.sweep() and not self._closed:
+            self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep, cgroups)
 
     async def close(self) -> None:
         """End every box, the jail, the cgroups and the janitor. Idempotent."""
         if self._closed:
             return
         self._closed = True
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         for box in list(self._boxes):
             box.kill()
         for box in list(self._boxes):

@@ -26,7 +26,7 @@ from sandbox.guest.watchdog import Watchdog
 _SPLICE_BYTES = 1 << 20
 _ANCILLARY_BYTES = 64
 _FIONREAD = 0x541B
-_SWEEPS, _SWEEP_PAUSE_S = 100, 0.001
+_GENERATIONS, _TRIES, _PAUSE_S = 50, 100, 0.001
 _CHILDREN = (_signal.SIGCHLD,)
 
 
@@ -51,7 +51,8 @@ class Warden:
         self._commands: dict[int, int] = {}  # pid to the host's number
         self._upload: int | None = None
         self._upload_error: OSError | None = None
-        self._drained: dict[int, int] = {}  # read ends of what prints too much, to bytes thrown away
+        self._drained: dict[int, str] = {}  # read ends of what prints too much, and which stream each is
+        self._dropped: dict[str, int] = {}  # bytes thrown away
 
     def run(self, control: Any, first_channel: int) -> NoReturn:
         """Start the first interpreter, then serve."""
@@ -96,14 +97,14 @@ class Warden:
             case frames.INTERRUPT if self._interpreter:  # pid 0 would be this process group
                 os.kill(self._interpreter, _signal.SIGINT)
             case frames.SWEEP:
-                sweep(keep=self._interpreter)
-                self._send(frames.SWEPT, {})
+                if sweep(keep=self._interpreter):
+                    self._send(frames.SWEPT, {})
             case frames.KILL_ALL:
                 kill_all()
             case frames.COMMAND:
                 self._command(request, passed)
             case frames.DRAIN:
-                self._start_draining(passed)
+                self._start_draining(request["stream"], passed[0])
             case frames.DRAIN_STOP:
                 self._stop_draining()
 
@@ -152,22 +153,26 @@ class Warden:
 
     # Output beyond the limit is thrown away here, in the sandbox's own share of the processors.
 
-    def _start_draining(self, outputs: list[int]) -> None:
-        self._null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
-        for descriptor in outputs:
-            self._drained[descriptor] = 0
-            self._poll.register(descriptor, select.POLLIN)
+    def _start_draining(self, stream: str, descriptor: int) -> None:
+        if not self._drained:
+            self._null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+        self._drained[descriptor] = stream
+        self._dropped[stream] = 0
+        with contextlib.suppress(OSError):  # fewer turns; refused only where the user's pipes are many already
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _SPLICE_BYTES)
+        self._poll.register(descriptor, select.POLLIN)
 
     def _drain_one(self, descriptor: int, most: int = _SPLICE_BYTES) -> None:
-        moved = _splice(descriptor, self._null, most)
-        self._drained[descriptor] += moved
+        try:
+            moved = os.splice(descriptor, self._null, most, flags=os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            return
+        self._dropped[self._drained[descriptor]] += moved
         if not moved:
             self._poll.unregister(descriptor)  # every writer is gone
 
     def _stop_draining(self) -> None:
         """Throw away what is there now. Who goes on printing, prints into the next run."""
-        if not self._drained:
-            return
         for descriptor in self._drained:
             rest = int.from_bytes(fcntl.ioctl(descriptor, _FIONREAD, bytes(4)), sys.byteorder)
             if rest:
@@ -175,10 +180,11 @@ class Warden:
             with contextlib.suppress(KeyError):
                 self._poll.unregister(descriptor)
             os.close(descriptor)
-        os.close(self._null)
-        (_, out), (_, err) = self._drained.items()
+        if self._drained:
+            os.close(self._null)
         self._drained.clear()
-        self._send(frames.DRAINED, {"stdout_bytes": out, "stderr_bytes": err})
+        self._send(frames.DRAINED, self._dropped)
+        self._dropped = {}
 
     # File calls.
 
@@ -268,29 +274,34 @@ def kill_all() -> None:
         os.kill(-1, _signal.SIGKILL)
 
 
-def sweep(*, keep: int) -> None:
-    """Kill every process but the warden and `keep`, also those that are being born meanwhile; then wait for their end.
+def sweep(*, keep: int) -> bool:
+    """Kill every process but the warden and `keep`, and wait for their end.
 
-    Who multiplies faster than a list can be read takes `keep` with it.
+    Who multiplies faster than a list can be read takes `keep` with it: then the answer is no.
     """
-    for _ in range(_SWEEPS):
+    killed: set[int] = set()
+    generations = 0
+    while generations < _GENERATIONS:
         found = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        doomed = [pid for pid in found if pid not in (1, keep) and not _is_zombie(pid)]
+        doomed = {pid for pid in found if pid not in (1, keep) and not _is_zombie(pid)}
         if not doomed:
-            return
+            return True
+        generations += not doomed <= killed
+        killed |= doomed
         for pid in doomed:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, _signal.SIGKILL)
-        time.sleep(_SWEEP_PAUSE_S)
+        time.sleep(_PAUSE_S)
     kill_all()
+    return False
 
 
 def _patiently(fork: Callable[[], int]) -> int:
     """Fork, and while the dead still count against the limit of processes, try again."""
-    for _ in range(_SWEEPS):
+    for _ in range(_TRIES):
         with contextlib.suppress(BlockingIOError):
             return fork()
-        time.sleep(_SWEEP_PAUSE_S)
+        time.sleep(_PAUSE_S)
     return fork()
 
 
@@ -300,13 +311,6 @@ def _is_zombie(pid: int) -> bool:
             return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
     except OSError:
         return True
-
-
-def _splice(source: int, target: int, most: int) -> int:
-    try:
-        return os.splice(source, target, most, flags=os.SPLICE_F_NONBLOCK)
-    except BlockingIOError:
-        return 0
 
 
 def _how(status: int) -> dict[str, Any]:
