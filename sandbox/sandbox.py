@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 from sandbox.drivers.base import Box, HostFunction, Setup
-from sandbox.errors import PolicyError, SandboxClosed
+from sandbox.errors import FileError, PolicyError, SandboxClosed
 from sandbox.policy import Policy
 from sandbox.result import FileEntry, Result
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Sandbox"]
 
+_COMMAND_CHARS = 2 << 20  # Linux takes no more: a quarter of the stack limit, execve(2)
+_PATH_CHARS = 4096  # PATH_MAX
+
 
 class Sandbox:
     """One isolated world: a workspace, and an interpreter that keeps its state from run to run.
@@ -30,9 +35,7 @@ class Sandbox:
     is never an exception here; `SandboxError` is our own fault.
     """
 
-    def __init__(
-        self, pool: SandboxPool, box: Box, *, seed: int | None, functions: Mapping[str, HostFunction]
-    ) -> None:
+    def __init__(self, pool: SandboxPool, box: Box, *, seed: int | None, functions: Mapping[str, HostFunction]) -> None:
         self._pool = pool
         self._box = box
         self._setup = Setup(seed=seed, functions=functions)
@@ -81,33 +84,41 @@ class Sandbox:
 
         A program that does not exist ends with exit code 127, as in a shell. `environment` adds to the guest's own.
         """
-        if isinstance(arguments, str) or not arguments or not all(isinstance(word, str) for word in arguments):
-            raise PolicyError("arguments must be a list of strings that begins with the program's name")
-        if any("\0" in word for word in (*arguments, cwd, *(environment or {}), *(environment or {}).values())):
-            raise PolicyError("arguments, cwd and environment must not contain NUL")
+        words, variables = _checked_arguments(arguments), _checked_environment(environment)
+        directory = _under_workspace(_checked_text("cwd", cwd))
+        size = sum(len(text) for text in (*words, *variables, *variables.values()))
+        if size > _COMMAND_CHARS:
+            raise PolicyError(f"arguments and environment may have at most {_COMMAND_CHARS} characters, not {size}")
         seconds = self._seconds(timeout_s)
         async with self._lock:
             with self._use():
-                return await self._box.run_command(
-                    arguments, directory=_under_workspace(cwd), environment=dict(environment or {}), timeout_s=seconds
-                )
+                return await self._box.run_command(words, directory=directory, environment=variables, timeout_s=seconds)
 
     async def write_file(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
         """Make or replace a file of the workspace; missing directories are made. Raises `FileError`."""
-        raw = data.encode() if isinstance(data, str) else bytes(data)
+        _checked_path(path)
+        if type(mode) is not int or not 0 <= mode <= 0o777:
+            raise PolicyError(f"mode must be a number from 0 to 0o777, not {mode!r}")
+        raw = _checked_bytes(data)
+        if len(raw) > self._limits.file_size_bytes:
+            raise FileError(errno.EFBIG, os.strerror(errno.EFBIG), path)
         async with self._lock:
             with self._use():
-                await self._box.write_file(path, raw, mode & 0o777)
+                await self._box.write_file(path, raw, mode)
 
     async def read_file(self, path: str, *, limit_bytes: int | None = None) -> bytes:
         """The content of a regular file of the workspace. Raises `FileError`: EFBIG beyond `limit_bytes`."""
+        _checked_path(path)
         limit = self._limits.file_size_bytes if limit_bytes is None else limit_bytes
+        if type(limit) is not int or limit < 0:
+            raise PolicyError(f"limit_bytes must be a number of bytes, not {limit_bytes!r}")
         async with self._lock:
             with self._use():
                 return await self._box.read_file(path, limit)
 
     async def list_files(self, path: str = ".") -> list[FileEntry]:
         """What a directory of the workspace holds, sorted by name; links are not followed. Raises `FileError`."""
+        _checked_path(path)
         async with self._lock:
             with self._use():
                 return await self._box.list_files(path)
@@ -159,6 +170,53 @@ class Sandbox:
     def _check_open(self) -> None:
         if self._closed:
             raise SandboxClosed("the sandbox is closed")
+
+
+def _checked_text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise PolicyError(f"{name} must be a string, not {type(value).__name__}")
+    if "\0" in value:
+        raise PolicyError(f"{name} must not contain NUL")
+    return value
+
+
+def _checked_arguments(arguments: object) -> list[str]:
+    if not isinstance(arguments, list | tuple) or not arguments or arguments[0] == "":
+        raise PolicyError("arguments must be a list of strings that begins with the program's name")
+    return [_checked_text(f"arguments[{number}]", word) for number, word in enumerate(arguments)]
+
+
+def _checked_environment(environment: object) -> dict[str, str]:
+    if environment is None:
+        return {}
+    if not isinstance(environment, Mapping):
+        raise PolicyError(f"environment must be a mapping of names to values, not {type(environment).__name__}")
+    for name, value in environment.items():
+        if not _checked_text("a name in environment", name) or "=" in name:
+            raise PolicyError(f'environment: {name!r} is not a name for a variable; names have no "="')
+        _checked_text(f"environment[{name!r}]", value)
+    return dict(environment)
+
+
+def _checked_path(path: object) -> None:
+    """What is refused before the sandbox is asked; the errors are those that it would give."""
+    if not isinstance(path, str):
+        raise PolicyError(f"path must be a string, not {type(path).__name__}")
+    if "\0" in path:
+        raise FileError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+    if len(path) >= _PATH_CHARS:
+        raise FileError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
+
+
+def _checked_bytes(data: object) -> bytes:
+    if isinstance(data, str):
+        try:
+            return data.encode()
+        except UnicodeEncodeError as error:
+            raise PolicyError(f"data cannot be written as UTF-8: {error}; pass bytes") from None
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise PolicyError(f"data must be bytes or a string, not {type(data).__name__}")
+    return bytes(data)
 
 
 def _under_workspace(path: str) -> str:

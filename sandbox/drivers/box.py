@@ -207,7 +207,7 @@ class ZygoteBox:
                 "directory": directory,
                 "environment": dict(environment),
             }
-            self._tell(frames.COMMAND, request, [out_write, err_write])
+            self._send_command(frames.dump(request), out_write, err_write)
             os.close(out_write)
             os.close(err_write)
             out_write = err_write = -1
@@ -218,6 +218,15 @@ class ZygoteBox:
                     os.close(descriptor)
             self._output.close()
             self._output = kept
+
+    def _send_command(self, request: bytes, stdout: int, stderr: int) -> None:
+        if len(request) < frames.PACKET_BYTES:
+            self._control.send(bytes([frames.COMMAND]) + request, [stdout, stderr])
+            return
+        with open(os.memfd_create("command"), "wb") as file:
+            file.write(request)
+            file.flush()
+            self._control.send(bytes([frames.COMMAND]), [stdout, stderr, file.fileno()])
 
     def _begin(self, *, is_command: bool = False) -> _Run:
         self._check_alive()

@@ -139,6 +139,9 @@ def root_mounts(policy: Policy, interpreter: Interpreter, libraries: str | None)
         yield Mount(target=f"/dev/{name}", source=f"/dev/{name}")
     for name, link in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         yield Mount(target=f"/dev/{name}", link=link)
+    for path in ("/usr/lib/locale/C.utf8", "/usr/lib/locale/C.UTF-8"):
+        if os.path.isdir(path):  # the locale of the guest's LANG; newer C libraries have it built in
+            yield Mount(target=path, source=path)
     yield Mount(target="/etc/passwd", content=_ACCOUNTS)
     yield Mount(target="/etc/group", content="root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n")
     for path in ("/workspace", "/tmp", "/dev/shm", "/mnt"):  # noqa: S108

@@ -123,7 +123,10 @@ class Warden:
             self._account(pid, status)
 
     def _command(self, request: dict[str, Any], passed: list[int]) -> None:
-        stdout, stderr = passed
+        stdout, stderr, *long_request = passed
+        for descriptor in long_request:
+            request = frames.load(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+            os.close(descriptor)
         try:
             pid = _patiently(lambda: self._programs.command(request, stdout, stderr))
             self._commands[pid] = request["number"]
