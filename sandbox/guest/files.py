@@ -47,14 +47,22 @@ def _open_directory(path: str, parts: list[str], base: str, *, create: bool) -> 
             if create:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=current)
-            step = os.open(part, os.O_DIRECTORY | _FLAGS, dir_fd=current)
+            step = _step(part, current)
             os.close(current)
             current = step
     except OSError as error:
         os.close(current)
-        code = errno.ELOOP if error.errno == errno.ENOTDIR and create else error.errno
-        raise _refuse(code or errno.EIO, path) from None
+        raise _refuse(error.errno or errno.EIO, path) from None
     return current
+
+
+def _step(part: str, directory: int) -> int:
+    try:
+        return os.open(part, os.O_DIRECTORY | _FLAGS, dir_fd=directory)
+    except NotADirectoryError:  # what the kernel says of a link as well
+        if stat.S_ISLNK(os.lstat(part, dir_fd=directory).st_mode):
+            raise _refuse(errno.ELOOP, part) from None
+        raise
 
 
 def _open(path: str, flags: int, mode: int = 0, *, create: bool = False) -> int:
