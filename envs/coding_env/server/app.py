@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -64,6 +65,8 @@ app = build_app()
 def main() -> None:
     """Serve until a signal ends it; on loopback unless `HOST` says otherwise."""
     settings = Settings.from_environ(os.environ)
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    sys.stderr.write(f"Serving coding_env at http://{shown}:{settings.port} (API at /docs, Ctrl-C stops)\n")
     run_server(app, host=settings.host, port=settings.port)
 
 
