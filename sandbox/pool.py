@@ -18,7 +18,7 @@ from sandbox.drivers import open_driver
 from sandbox.drivers.base import Box, Driver, HostFunction, Setup
 from sandbox.errors import CapacityError, PolicyError, SandboxClosed, SandboxError
 from sandbox.policy import Policy
-from sandbox.sandbox import Sandbox
+from sandbox.sandbox import Sandbox, checked_seed
 
 __all__ = ["SandboxPool"]
 
@@ -83,8 +83,7 @@ class SandboxPool:
         self._closed = True
         if self._refill_timer is not None:
             self._refill_timer.cancel()
-        for sandbox in list(self._sandboxes):
-            await sandbox.close()
+        await asyncio.gather(*(sandbox.close() for sandbox in self._sandboxes))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -111,18 +110,17 @@ class SandboxPool:
         finally:
             await sandbox.close()
 
-    async def open(
-        self, *, seed: int | None = None, functions: Mapping[str, HostFunction] | None = None
-    ) -> Sandbox:
+    async def open(self, *, seed: int | None = None, functions: Mapping[str, HostFunction] | None = None) -> Sandbox:
         """A sandbox that the caller closes. Raises `CapacityError` if all places are taken.
 
         `functions` are what guest code may call on the host; their names must be in the policy.
         """
         if self._closed:
             raise SandboxClosed("the pool is closed, or was never entered")
+        checked_seed(seed)
         named = self.policy.host_functions.names
         if unknown := sorted(set(functions or ()) - set(named)):
-            raise PolicyError(f"host_functions.names does not contain {', '.join(unknown)}; the policy names {list(named)}")
+            raise PolicyError(f"host_functions.names has no {', '.join(unknown)}; the policy names {list(named)}")
         if self._live >= self._max:
             raise CapacityError(f"all {self._max} sandboxes are in use; close one, or raise pool.max_sandboxes")
         self._live += 1
@@ -157,8 +155,12 @@ class SandboxPool:
         box.kill()
         self._start(box.close())
 
+    def expire(self, sandbox: Sandbox, box: Box) -> None:
+        """The time of a sandbox is over."""
+        self._start(self.forget(sandbox, box))
+
     async def forget(self, sandbox: Sandbox, box: Box) -> None:
-        """A sandbox was closed; wait until its box is gone."""
+        """A sandbox was closed: its place is free at once, its box ends off the caller's path."""
         if sandbox in self._sandboxes:
             self._sandboxes.discard(sandbox)
             self._live -= 1
@@ -184,7 +186,7 @@ class SandboxPool:
             self._start(self._make_ready())
 
     async def _make_ready(self) -> None:
-        """One more ready box, then the next: never two forks at once, so that a step in between waits for one at most."""
+        """One more ready box, then the next: never two forks at once; a step in between waits for one at most."""
         try:
             for pause_s in (*_RETRY_S, None):
                 try:
@@ -231,5 +233,3 @@ def _raise_descriptor_limit() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard if hard != resource.RLIM_INFINITY else 1 << 20
-
-

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import math
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Self
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from sandbox.drivers.base import Box, HostFunction, Setup
-from sandbox.errors import FileError, PolicyError, SandboxClosed
+from sandbox.errors import FileError, PolicyError, SandboxClosed, SandboxDied
 from sandbox.policy import Policy
 from sandbox.result import FileEntry, Result
 
@@ -23,6 +21,8 @@ if TYPE_CHECKING:
     from sandbox.pool import SandboxPool
 
 __all__ = ["Sandbox"]
+
+T = TypeVar("T")
 
 _COMMAND_CHARS = 2 << 20  # Linux takes no more: a quarter of the stack limit, execve(2)
 _PATH_CHARS = 4096  # PATH_MAX
@@ -41,8 +41,11 @@ class Sandbox:
         self._setup = Setup(seed=seed, functions=functions)
         self._lock = asyncio.Lock()
         self._closed = False
+        self._reason = "the sandbox is closed"
         self._limits = pool.policy.limits
-        self._opened_s = self._used_s = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self._opened_s = self._used_s = self._loop.time()
+        self._timer = self._loop.call_later(min(self._limits.idle_s, self._limits.lifetime_s), self._look_at_age)
 
     @staticmethod
     def open(policy: Policy | None = None) -> BlockingSandbox:
@@ -53,7 +56,7 @@ class Sandbox:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
+        """Whether `close` was called, or its time is over."""
         return self._closed
 
     async def run_code(self, source: str, *, timeout_s: float | None = None) -> Result:
@@ -68,9 +71,7 @@ class Sandbox:
         if size > self._limits.source_bytes:
             raise PolicyError(f"the source has {size} bytes; limits.source_bytes allows {self._limits.source_bytes}")
         seconds = self._seconds(timeout_s)
-        async with self._lock:
-            with self._use():
-                return await self._box.run_code(source, seconds)
+        return await self._call(lambda box: box.run_code(source, seconds))
 
     async def run_command(
         self,
@@ -90,9 +91,9 @@ class Sandbox:
         if size > _COMMAND_CHARS:
             raise PolicyError(f"arguments and environment may have at most {_COMMAND_CHARS} characters, not {size}")
         seconds = self._seconds(timeout_s)
-        async with self._lock:
-            with self._use():
-                return await self._box.run_command(words, directory=directory, environment=variables, timeout_s=seconds)
+        return await self._call(
+            lambda box: box.run_command(words, directory=directory, environment=variables, timeout_s=seconds)
+        )
 
     async def write_file(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
         """Make or replace a file of the workspace; missing directories are made. Raises `FileError`."""
@@ -102,9 +103,7 @@ class Sandbox:
         raw = _checked_bytes(data)
         if len(raw) > self._limits.file_size_bytes:
             raise FileError(errno.EFBIG, os.strerror(errno.EFBIG), path)
-        async with self._lock:
-            with self._use():
-                await self._box.write_file(path, raw, mode)
+        await self._call(lambda box: box.write_file(path, raw, mode))
 
     async def read_file(self, path: str, *, limit_bytes: int | None = None) -> bytes:
         """The content of a regular file of the workspace. Raises `FileError`: EFBIG beyond `limit_bytes`."""
@@ -112,31 +111,25 @@ class Sandbox:
         limit = self._limits.file_size_bytes if limit_bytes is None else limit_bytes
         if type(limit) is not int or limit < 0:
             raise PolicyError(f"limit_bytes must be a number of bytes, not {limit_bytes!r}")
-        async with self._lock:
-            with self._use():
-                return await self._box.read_file(path, limit)
+        return await self._call(lambda box: box.read_file(path, limit))
 
     async def list_files(self, path: str = ".") -> list[FileEntry]:
         """What a directory of the workspace holds, sorted by name; links are not followed. Raises `FileError`."""
         _checked_path(path)
-        async with self._lock:
-            with self._use():
-                return await self._box.list_files(path)
+        return await self._call(lambda box: box.list_files(path))
 
     async def reset(self, *, seed: int | None = None) -> None:
         """A fresh interpreter and workspace, with the guarantees of a new sandbox: because it is one."""
         async with self._lock:
             self._check_open()
-            self._setup = Setup(seed=seed, functions=self._setup.functions)
-            old = self._box
-            self._box = await self._pool.take(self._setup)
-            self._opened_s = self._used_s = time.monotonic()
-            self._pool.discard(old)
+            await self._replace(Setup(seed=checked_seed(seed), functions=self._setup.functions))
+            self._opened_s = self._used_s = self._loop.time()
 
     async def close(self) -> None:
         """End every process of the sandbox, also in the middle of a run. Idempotent."""
         if not self._closed:
             self._closed = True
+            self._timer.cancel()
             await self._pool.forget(self, self._box)
 
     async def __aenter__(self) -> Self:
@@ -154,22 +147,51 @@ class Sandbox:
             raise PolicyError(f"timeout_s must be a number of seconds above 0, not {timeout_s!r}")
         return min(float(timeout_s), self._limits.wall_s)
 
-    @contextlib.contextmanager
-    def _use(self) -> Iterator[None]:
-        self._check_open()
-        now = time.monotonic()
-        for name, since in (("lifetime_s", self._opened_s), ("idle_s", self._used_s)):
-            if now - since > getattr(self._limits, name):
-                self._box.kill()
-                raise SandboxClosed(f"limits.{name} = {getattr(self._limits, name):g} is over; call reset()")
-        try:
-            yield
-        finally:
-            self._used_s = time.monotonic()
+    async def _call(self, work: Callable[[Box], Awaitable[T]]) -> T:
+        """One call after another, on a box that lives or that the guest itself has ended: then on a new one."""
+        async with self._lock:
+            self._check_open()
+            if not self._box.alive and self._box.ended_by_guest:
+                await self._replace(self._setup)
+            try:
+                return await work(self._box)
+            except SandboxDied:
+                self._check_open()  # a call that `close` has cut short says so
+                raise
+            finally:
+                self._used_s = self._loop.time()
+
+    async def _replace(self, setup: Setup) -> None:
+        box = await self._pool.take(setup)
+        if self._closed:
+            self._pool.discard(box)
+            self._check_open()
+        old, self._box, self._setup = self._box, box, setup
+        self._pool.discard(old)
 
     def _check_open(self) -> None:
         if self._closed:
-            raise SandboxClosed("the sandbox is closed")
+            raise SandboxClosed(self._reason)
+
+    def _look_at_age(self) -> None:
+        """Close what is over. A call that runs is use, however long it takes; a lifetime ends in any case."""
+        limits, now = self._limits, self._loop.time()
+        used_s = now if self._lock.locked() else self._used_s
+        left = {"lifetime_s": self._opened_s + limits.lifetime_s - now, "idle_s": used_s + limits.idle_s - now}
+        name = min(left, key=left.__getitem__)
+        if left[name] > 0:
+            self._timer = self._loop.call_later(left[name], self._look_at_age)
+            return
+        self._closed = True
+        self._reason = f"limits.{name} = {getattr(limits, name):g} is over and the sandbox was closed; open another"
+        self._pool.expire(self, self._box)
+
+
+def checked_seed(seed: object) -> int | None:
+    """A seed, or a `PolicyError`."""
+    if seed is None or type(seed) is int:
+        return seed
+    raise PolicyError(f"seed must be a whole number, not {seed!r}")
 
 
 def _checked_text(name: str, value: object) -> str:
@@ -177,7 +199,17 @@ def _checked_text(name: str, value: object) -> str:
         raise PolicyError(f"{name} must be a string, not {type(value).__name__}")
     if "\0" in value:
         raise PolicyError(f"{name} must not contain NUL")
+    if not _is_encodable(value):
+        raise PolicyError(f"{name} contains lone surrogates, which no program can be given")
     return value
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _checked_arguments(arguments: object) -> list[str]:
@@ -202,7 +234,7 @@ def _checked_path(path: object) -> None:
     """What is refused before the sandbox is asked; the errors are those that it would give."""
     if not isinstance(path, str):
         raise PolicyError(f"path must be a string, not {type(path).__name__}")
-    if "\0" in path:
+    if "\0" in path or not _is_encodable(path):
         raise FileError(errno.EINVAL, os.strerror(errno.EINVAL), path)
     if len(path) >= _PATH_CHARS:
         raise FileError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)

@@ -30,6 +30,10 @@ class Box(Protocol):
     def alive(self) -> bool:
         """Whether calls can still succeed."""
 
+    @property
+    def ended_by_guest(self) -> bool:
+        """Whether it is not alive because of what the guest did, which a result has said."""
+
     def setup(self, setup: Setup) -> None:
         """Prepare the interpreter; at most once, before the first run."""
 

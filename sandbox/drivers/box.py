@@ -100,7 +100,7 @@ class ZygoteBox:
         self._interpreter_lost = False  # between two runs; the next one says so
         self._braked = False
         self._forgotten = False
-        self.guest_ended_it = False  # the box is dead, and it is no fault of ours
+        self.ended_by_guest = False  # the box is dead, and it is no fault of ours
 
     # Life.
 
@@ -172,10 +172,10 @@ class ZygoteBox:
         run = self._run
         if run is None or run.end.done():
             return
-        self.guest_ended_it = run.stopped is not None or (
+        self.ended_by_guest = run.stopped is not None or (
             self.slot is not None and self.slot.oom_kills() > run.oom_before
         )
-        if self.guest_ended_it:
+        if self.ended_by_guest:
             self._fault = "the run before had to be ended together with its warden"
             self._end_run(_End(outcome=Outcome.KILLED, signal=signal.SIGKILL, interpreter_gone=True))
         else:
@@ -360,7 +360,7 @@ class ZygoteBox:
         if not gone.done():
             self._tell(frames.KILL_ALL)
         if not await _within(gone, _WARDEN_PATIENCE_S):
-            self.guest_ended_it = True
+            self.ended_by_guest = True
             self.kill("its warden did not answer")
 
     def _look_at_cpu(self, run: _Run) -> None:
@@ -390,7 +390,7 @@ class ZygoteBox:
         self._tell(frames.DRAIN_STOP)
         try:
             if not await _within(waiting, _WARDEN_PATIENCE_S):
-                self.guest_ended_it = True
+                self.ended_by_guest = True
                 self.kill("its warden did not answer")
             elif not waiting.cancelled():
                 counts = waiting.result()

@@ -73,7 +73,8 @@ def _open(path: str, flags: int, mode: int = 0, *, create: bool = False) -> int:
     try:
         descriptor = os.open(parts[-1], flags | _FLAGS, mode, dir_fd=directory)
     except OSError as error:
-        raise _refuse(error.errno or errno.EIO, path) from None
+        code = errno.EINVAL if error.errno == errno.ENXIO else error.errno  # a socket, or a pipe that nobody reads
+        raise _refuse(code or errno.EIO, path) from None
     finally:
         os.close(directory)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _signal
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -197,6 +198,8 @@ class Warden:
                 answer = self._file_answer(kind, request)
         except OSError as error:
             answer = {"errno": error.errno, "path": error.filename}
+        except ValueError:  # a path that cannot be one: the host has checked, but this process must not die of it
+            answer = {"errno": errno.EINVAL, "path": ""}
         if answer is not None:
             self._send(frames.FILE_ANSWER, answer)
 
@@ -236,7 +239,7 @@ class Warden:
         descriptor, size = files.open_for_reading(path)
         try:
             if size > limit_bytes:
-                raise OSError(27, os.strerror(27), path)  # EFBIG
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
             sent = 0
             while sent <= limit_bytes and (data := os.read(descriptor, frames.FILE_CHUNK_BYTES)):
                 sent += len(data)
