@@ -13,6 +13,7 @@ and, without delegated cgroups, limits by process and by a watchdog instead of b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -117,6 +118,7 @@ class ZygoteDriver:
             return None
         if self._janitor is not None:
             self._janitor.remove_later(*cgroups.directories)
+            self._janitor.remove_if_empty_later(*map(os.path.dirname, cgroups.directories))
         return cgroups
 
     def _check_replacements(self, reason: str) -> None:
@@ -212,10 +214,11 @@ class ZygoteDriver:
             cwd="/",
             start_new_session=True,
         )
-        if self._janitor is not None:
-            self._janitor.watch_process(process.pid)
-        if self._cgroups is not None:
-            self._cgroups.adopt(process.pid)
+        with contextlib.suppress(ProcessLookupError):  # dead already: the lost socket tells why
+            if self._janitor is not None:
+                self._janitor.watch_process(process.pid)
+            if self._cgroups is not None:
+                self._cgroups.adopt(process.pid)
         loop = asyncio.get_running_loop()
         return _Zygote(process=process, log=log, hello=loop.create_future(), pidfds={})
 
