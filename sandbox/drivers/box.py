@@ -98,6 +98,7 @@ class ZygoteBox:
         self._fault: str | None = None
         self._runs = 0
         self._interpreter_lost = False  # between two runs; the next one says so
+        self._protocol_broken = False
         self._braked = False
         self._forgotten = False
         self.ended_by_guest = False  # the box is dead, and it is no fault of ours
@@ -415,7 +416,11 @@ class ZygoteBox:
         return StreamChannel(end, most_bytes=most, on_frame=self._on_frame, on_lost=self._on_channel_lost)
 
     def _configure(self) -> None:
-        settings = {"seed": self._setup.seed, "functions": list(self._setup.functions)}
+        settings = {
+            "seed": self._setup.seed,
+            "functions": list(self._setup.functions),
+            "most_bytes": self._policy.host_functions.max_bytes,
+        }
         if self._setup.seed is not None or self._setup.functions:
             self._channel.send(frames.CONFIGURE, frames.dump(settings))
 
@@ -428,7 +433,7 @@ class ZygoteBox:
         elif kind == frames.CALL and calls is not None and self._policy.host_functions.names:
             if self._channel.unsent_bytes > 2 * self._policy.host_functions.max_bytes:
                 raise ProtocolError("an interpreter calls the host without reading its answers")
-            calls.start(decode(body))
+            calls.start(decode(body), len(body))
         else:
             raise ProtocolError(f"a frame of kind {kind} came out of turn")
 
@@ -457,6 +462,7 @@ class ZygoteBox:
     def _on_channel_lost(self, error: Exception | None) -> None:
         """The interpreter hung up. In a run, it is ending or has become another program, whose end is the run's."""
         if error is not None:
+            self._protocol_broken = True
             _log.warning("a sandbox broke the protocol, its interpreter is replaced: %s", error)
         if self.alive and (error is not None or self._run is None or self._run.is_command):
             self._tell(frames.KILL_ALL)
@@ -489,6 +495,8 @@ class ZygoteBox:
             self._ready.set_exception(SandboxDied(f"no interpreter could be started: {reason.take()[0].strip()}"))
             self.kill("no interpreter could be started")
             return
+        if self._protocol_broken:  # whether our kill came first or it saw its channel closed: it was we who ended it
+            self._protocol_broken, number = False, signal.SIGKILL
         self._replace_interpreter()
         if self._run is None:
             self._interpreter_lost = True

@@ -28,12 +28,16 @@ class HostCalls:
         self._count = 0
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, request: Mapping[str, Any]) -> None:
-        """Answer one call. An interpreter waits for the answer before it calls again, or gives the call up."""
+    def start(self, request: Mapping[str, Any], size: int) -> None:
+        """Answer one call, of `size` bytes. An interpreter waits for the answer before it calls again, or gives the call up."""
         number = request.get("number")
         self._count += 1
+        refusal = None
         if self._count > self._rules.max_calls_per_step:
             refusal = f"more than {self._rules.max_calls_per_step} calls in one step"
+        elif size > self._rules.max_bytes:
+            refusal = f"the arguments are larger than {self._rules.max_bytes} bytes"
+        if refusal is not None:
             self._answer(_encode(number, {"error": refusal}))
             return
         self.stop()

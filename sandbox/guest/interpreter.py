@@ -30,7 +30,7 @@ _SHOWN_FRAMES = 1000  # as many as `python` shows
 _dup2, _exit, _getpid, _write = os.dup2, os._exit, os.getpid, os.write
 _pthread_sigmask, _thread_count = _signal.pthread_sigmask, _thread._count
 _SIG_BLOCK, _SIG_SETMASK = int(_signal.SIG_BLOCK), int(_signal.SIG_SETMASK)
-_EVERY_SIGNAL = range(1, _signal.NSIG)
+_EVERY_SIGNAL = _signal.valid_signals()
 
 
 class HostFunctionError(RuntimeError):
@@ -60,6 +60,7 @@ class Interpreter:
         self._pid = 0
         self._steps = 0
         self._calls = 0
+        self._most_bytes = 0  # of a call
         self._lines = linecache.cache
         self._remembered: dict[str, int] = {}
         self._running = False
@@ -92,6 +93,7 @@ class Interpreter:
     def _configure(self, settings: dict[str, Any]) -> None:
         if settings.get("seed") is not None:
             seed_generators(settings["seed"])
+        self._most_bytes = settings.get("most_bytes", 0)
         for name in settings.get("functions", ()):
             self._main.__dict__[name] = self._host_function(name)
 
@@ -224,11 +226,16 @@ class Interpreter:
 
     def _host_function(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            request = {"name": name, "args": args, "kwargs": kwargs}
+            request: dict[str, Any] = {"name": name, "args": args, "kwargs": kwargs}
             with self._call_lock:
                 if not self._running or _getpid() != self._pid:
                     raise HostFunctionError(f"{name}() can be called only by a step while it runs")
-                answer = self._ask_host(request)
+                self._calls += 1
+                request["number"] = self._calls
+                body = frames.dump(request)
+                if len(body) > self._most_bytes:
+                    raise HostFunctionError(f"{name}(): the arguments are larger than {self._most_bytes} bytes")
+                answer = self._ask_host(self._calls, body)
             if answer is None:
                 raise HostFunctionError(f"{name}(): the host hung up")
             if "error" in answer:
@@ -240,11 +247,8 @@ class Interpreter:
         call.__doc__ = "Ask the host. Arguments and the result are JSON."
         return call
 
-    def _ask_host(self, request: dict[str, Any]) -> dict[str, Any] | None:
+    def _ask_host(self, number: int, body: bytes) -> dict[str, Any] | None:
         """Send a call and wait for its own answer: that of an earlier call, which was interrupted, is passed over."""
-        self._calls += 1
-        number = self._calls
-        body = frames.dump({"number": number, **request})
         _whole(lambda: self._stream.send(frames.CALL, body))
         while True:
             self._stream.wait()
