@@ -36,6 +36,12 @@ _RECIPE = 1  # to be raised when the same requirements are to be made into anoth
 _TOOL_PATIENCE_S = 1800.0
 # Variables that would send the tools elsewhere, or to another interpreter, than their arguments say.
 _MISLEADING = re.compile(r"PYTHON.*|VIRTUAL_ENV|CONDA_PREFIX|PIP_(TARGET|PREFIX|ROOT|USER|PYTHON|REQUIRE_VIRTUALENV)")
+# Options of the tools that name an index, and requirements that name a project or a wheel. pip would build a source
+# archive that is named by its path, whatever --only-binary says.
+_HARMLESS_OPTION = re.compile(r"(-i|-f|--(extra-)?index-url|--find-links|--no-index|--pre|--trusted-host)(\s|=|$)")
+_PROJECT = re.compile(r"[A-Za-z0-9][\w.-]*\s*(\[[^\]]*\])?\s*([<>=!~;(].*)?")
+_WHEEL = re.compile(r"(\S+\s*@\s*)?\S+\.whl(#\S*)?(\s*;.*)?")
+_ARCHIVE = re.compile(r".*\.(zip|tar|tgz|tbz|txz|tar\.\w+)", re.IGNORECASE)
 _NOT_FOR_GUESTS = ("openenv", "sandbox", "envs")
 _FONT_MANAGER = "matplotlib/font_manager.py"
 _FONT_LIST = "matplotlib/fontlist-of-guest.json"
@@ -79,7 +85,7 @@ def install(
     """
     interpreter = find_interpreter(Policy.default().replace(template={"python": _absolute(python)}))
     target = Path(os.path.abspath(into)) if into is not None else default_library_path(interpreter.version)
-    marker = {"recipe": _RECIPE, "requirements": _digest(requirements), "python": _kind(interpreter)}
+    marker = {"recipe": _RECIPE, "requirements": _checked(requirements), "python": _kind(interpreter)}
     _refuse_foreign(target)
     with _alone(target.parent):
         for left in target.parent.glob(f".{target.name}-*"):  # by an installation that was killed
@@ -108,11 +114,25 @@ def _absolute(python: str) -> str:
     return os.path.abspath(found)
 
 
-def _digest(requirements: Path) -> str:
+def _checked(requirements: Path) -> str:
+    """A digest of the file, whose every line stands for wheels."""
     try:
-        return hashlib.sha256(requirements.read_bytes()).hexdigest()
+        raw = requirements.read_bytes()
+        text = raw.decode()
     except OSError as error:
         raise PolicyError(f"{requirements}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"{requirements}: is not UTF-8; save it as UTF-8") from error
+    number = 1
+    for line in text.replace("\\\n", " \0").split("\n"):
+        bare = re.sub(r"\0|(^|\s)#.*|\s--hash[=\s]\s*\S+", "", line).strip()
+        wheels = _WHEEL.fullmatch(bare) or (_PROJECT.fullmatch(bare) and not _ARCHIVE.fullmatch(bare))
+        if bare and not wheels and not _HARMLESS_OPTION.match(bare):
+            raise PolicyError(
+                f'{requirements}:{number}: "{bare}" is no name of a project and no wheel; install only those'
+            )
+        number += 1 + line.count("\0")
+    return hashlib.sha256(raw).hexdigest()
 
 
 def _kind(interpreter: Interpreter) -> str:

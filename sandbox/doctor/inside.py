@@ -84,12 +84,12 @@ def findings(policy: Policy) -> Iterator[Finding]:
             yield from _look_around(box, policy)
             if policy.template.libraries:
                 yield _imports(box, policy)
-    except SandboxError as error:
+    except (SandboxError, OSError) as error:
         yield _no_driver(error)
         return
     try:
         yield from _limits(_small(policy))
-    except SandboxError as error:
+    except (SandboxError, OSError) as error:
         yield Finding.missing("limits", str(error), _BUG)
 
 
@@ -110,7 +110,7 @@ def _small(policy: Policy) -> Policy:
     )
 
 
-def _no_driver(error: SandboxError) -> Finding:
+def _no_driver(error: Exception) -> Finding:
     return Finding.missing("driver", str(error), "see what is missing above; it may be the cause")
 
 

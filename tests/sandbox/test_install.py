@@ -6,7 +6,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import tarfile
 import zipfile
 from base64 import urlsafe_b64encode
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import Policy, PolicyError, Sandbox, UnsupportedError
-from sandbox.install import DEFAULT_REQUIREMENTS, install
+from sandbox.install import DEFAULT_REQUIREMENTS, _checked, install
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -122,19 +121,34 @@ def test_no_code_of_a_library_runs_outside(target: Path, tmp_path: Path) -> None
     assert not trace.exists()
 
 
-def test_a_source_distribution_is_refused_because_its_setup_would_run_outside(target: Path, tmp_path: Path) -> None:
-    trace = tmp_path / "trace"
-    archive = tmp_path / "eager-1.0.tar.gz"
-    source = tmp_path / "eager-1.0"
-    source.mkdir()
-    (source / "setup.py").write_text(f"open({str(trace)!r}, 'w').close()\nimport setuptools\nsetuptools.setup()\n")
-    (source / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: eager\nVersion: 1.0\n")
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(source, source.name)
-    with pytest.raises(UnsupportedError, match="eager"):
-        install(requirements=make_requirements(tmp_path, archive), into=target)
-    assert not trace.exists()
-    assert not target.exists()
+@pytest.mark.parametrize(
+    "line",
+    [
+        "./eager-1.0.tar.gz", "eager-1.0.tar.gz", "/somewhere/eager", ".", "-e eager", "--editable=eager",
+        "-r more.txt", "git+https://example.com/eager.git", "eager @ https://example.com/e.zip", "--no-binary=:all:",
+    ],
+)  # fmt: skip
+def test_what_would_have_to_be_built_outside_is_refused_with_its_line(line: str, target: Path, tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text(f"# ours\nnumpy==1 \\\n  --hash=sha256:00\n{line}  # this one\n")
+    with pytest.raises(PolicyError) as caught:
+        install(requirements=path, into=target)
+    assert str(caught.value).startswith(f'{path}:4: "{line}"')
+    assert not target.parent.exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "numpy", "numpy==2.4.6", "numpy[extra] >=1, <3 ; python_version > '3'", "--index-url https://example.com/simple",
+        "-f https://example.com", "numpy==1 --hash=sha256:00", "greet @ https://example.com/greet-1.0-py3-none-any.whl#sha256=0",
+        "", "   # nothing",
+    ],
+)  # fmt: skip
+def test_names_wheels_and_indices_are_requirements(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text(f"{line}\n")
+    assert _checked(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_the_servers_own_packages_are_refused(target: Path, tmp_path: Path) -> None:
