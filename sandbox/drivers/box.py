@@ -317,12 +317,12 @@ class ZygoteBox:
         self._brake()
         if run.is_command:
             self._tell(frames.SWEEP)  # the interpreter is not part of a command
+            self._loop.call_later(_WARDEN_PATIENCE_S, self._kill_outside, run)
         elif why is Outcome.TIMEOUT:
             self._tell(frames.INTERRUPT)
+            self._loop.call_later(self._limits.grace_s, self._kill_inside, run)
         else:
             self._kill_inside(run)
-            return
-        self._loop.call_later(self._limits.grace_s, self._kill_inside, run)
 
     def _kill_inside(self, run: _Run) -> None:
         if not run.end.done():

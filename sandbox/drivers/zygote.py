@@ -40,6 +40,7 @@ from sandbox.zygote.settings import HELLO, REPLY, REQUEST, protected_descriptors
 
 _log = logging.getLogger(__name__)
 _SWEEP_S = 0.1
+_EXIT_PATIENCE_S = 0.5
 _START_PATIENCE_S = 60.0
 _HEADROOM_BYTES = 32 * 1024 * 1024  # so that Python raises MemoryError before the kernel kills
 _UNACCOUNTED_CALLS = ("memfd_create", "shmget", "mq_open")  # memory that the watchdog would not see
@@ -54,6 +55,7 @@ class _Zygote:
     channel: PacketChannel | None = None
     hello: asyncio.Future[dict[str, Any]]
     pidfds: dict[int, asyncio.Future[int]]
+    lost: bool = False  # the socket is closed; nsjail may take a moment longer to end
 
 
 class ZygoteDriver:
@@ -277,6 +279,7 @@ class ZygoteDriver:
 
     def _on_zygote_lost(self, zygote: _Zygote, error: Exception | None) -> None:
         """Every sandbox of it is dead or dying: the kernel ends the jail with its pid 1."""
+        zygote.lost = True
         zygote.process.kill()
         reason = _tail(zygote.log) or error or "it exited"
         if not zygote.hello.done():
@@ -291,8 +294,11 @@ class ZygoteDriver:
     async def _stop_zygote(self, zygote: _Zygote) -> None:
         if zygote.channel is not None:
             zygote.channel.close()
-        zygote.process.kill()
-        await asyncio.to_thread(zygote.process.wait)
+        for waiting in zygote.pidfds.values():
+            if not waiting.done():
+                waiting.set_exception(SandboxDied("the driver was closed"))
+        # The zygote exits when its socket closes, and nsjail reaps it. Killed first, nsjail would leave it to init.
+        await asyncio.to_thread(_wait_or_kill, zygote.process)
         if self._janitor is not None:
             self._janitor.forget(zygote.process.pid)
         os.close(zygote.log)
@@ -303,7 +309,7 @@ class ZygoteDriver:
         """The zygote, after replacing it if it died."""
         if self._closed or self._zygote is None:
             raise SandboxDied("the driver is closed")
-        if self._restarting is None and self._zygote.process.poll() is not None:
+        if self._restarting is None and (self._zygote.lost or self._zygote.process.poll() is not None):
             self._restarting = asyncio.create_task(self._restart(self._zygote))
         if self._restarting is not None:
             await asyncio.shield(self._restarting)
@@ -418,6 +424,14 @@ class ZygoteDriver:
             shutil.rmtree(self._directory, ignore_errors=True)
         if self._janitor is not None:
             await asyncio.to_thread(self._janitor.close)
+
+
+def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(_EXIT_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _tail(log: int) -> str:
