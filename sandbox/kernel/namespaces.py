@@ -40,6 +40,11 @@ def hostname(name: str) -> libc.Call:
     return libc.prepare("sethostname", name, len(os.fsencode(name)))
 
 
+def new_cgroup_namespace() -> libc.Call:
+    """Go on with the groups that this process is in as the roots of all that it sees. cgroup_namespaces(7)."""
+    return libc.prepare("unshare", NEWCGROUP)
+
+
 def new_mount_namespace() -> libc.Call:
     """Go on in a copy of the mount namespace. Needs CAP_SYS_ADMIN. unshare(2)."""
     return libc.prepare("unshare", NEWNS)

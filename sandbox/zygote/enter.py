@@ -76,6 +76,7 @@ class InnerWall:
             privileges.dumpable(True),
             seccomp.install(bytes.fromhex(settings.filter_hex)),
         )
+        self.cgroup_roots = (namespaces.new_cgroup_namespace(),)
         self.dumpable = (privileges.dumpable(True),)
         self.protected = protected_descriptors(settings.open_files)
         self.outputs: tuple[int, ...] = ()  # of the sandbox that this process is part of
@@ -123,7 +124,7 @@ def _workspace(settings: Settings) -> Iterator[libc.Call]:
 def enter_sandbox(wall: InnerWall, passed: Passed, processor_mask: int, gate: int) -> NoReturn:
     """Turn this fresh child of the zygote into a warden with its first interpreter."""
     _wait_for_ids(gate)
-    _join_cgroups(passed.tasks)
+    _join_cgroups(wall, passed.tasks)
     _stay_on(processor_mask)
     libc.run(wall.sandbox_entry)
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
@@ -137,11 +138,13 @@ def _wait_for_ids(gate: int) -> None:
     os.close(gate)
 
 
-def _join_cgroups(tasks: tuple[int, ...]) -> None:
+def _join_cgroups(wall: InnerWall, tasks: tuple[int, ...]) -> None:
     # Writing one's own "0" is quick. Another process's pid would wait for a grace period of the kernel, 7 to 19 ms.
     for descriptor in tasks:
         os.write(descriptor, b"0")
         os.close(descriptor)
+    if tasks:  # the namespace of the clone has the zygote's groups as its roots, beside which ours would have a name
+        libc.run(wall.cgroup_roots)
 
 
 def _stay_on(processor_mask: int) -> None:
