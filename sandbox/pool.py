@@ -16,7 +16,7 @@ from typing import Self
 
 from sandbox.drivers import open_driver
 from sandbox.drivers.base import Box, Driver, HostFunction, Setup
-from sandbox.errors import CapacityError, PolicyError, SandboxClosed, SandboxError
+from sandbox.errors import CapacityError, PolicyError, SandboxClosed, SandboxDied, SandboxError
 from sandbox.policy import Policy
 from sandbox.sandbox import Sandbox, checked_seed
 
@@ -129,6 +129,10 @@ class SandboxPool:
         except BaseException:
             self._live -= 1
             raise
+        if self._closed:
+            self._live -= 1
+            await box.close()
+            raise SandboxClosed("the pool is closed")
         sandbox = Sandbox(self, box, seed=seed, functions=dict(functions or {}))
         self._sandboxes.add(sandbox)
         return sandbox
@@ -146,9 +150,17 @@ class SandboxPool:
                 self.discard(candidate)
         self._refill_later()
         if box is None:
-            box = await self._driver.create()
+            box = await self._create()
         box.setup(setup)
         return box
+
+    async def _create(self) -> Box:
+        try:
+            return await self._driver.create()
+        except SandboxDied:
+            if self._closed:
+                raise SandboxClosed("the pool is closed") from None
+            return await self._driver.create()  # the fork server died under the request; now there is another one
 
     def discard(self, box: Box) -> None:
         """End a box, off the caller's path."""
@@ -190,7 +202,7 @@ class SandboxPool:
         try:
             for pause_s in (*_RETRY_S, None):
                 try:
-                    self._ready.append(await self._driver.create())
+                    self._ready.append(await self._create())
                     break
                 except SandboxError as error:
                     if pause_s is None or self._closed:

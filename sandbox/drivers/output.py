@@ -45,6 +45,8 @@ class Stream:
 
     def read_rest(self) -> None:
         """Take what is there now, and not what somebody who goes on printing adds meanwhile."""
+        if self.descriptor < 0:
+            return
         rest = int.from_bytes(fcntl.ioctl(self.descriptor, _FIONREAD, bytes(4)), sys.byteorder)
         while rest > 0 and (count := self.read()):
             rest -= count
