@@ -115,8 +115,7 @@ class SandboxPool:
 
         `functions` are what guest code may call on the host; their names must be in the policy.
         """
-        if self._closed:
-            raise SandboxClosed("the pool is closed, or was never entered")
+        self._check_open()
         checked_seed(seed)
         named = self.policy.host_functions.names
         if unknown := sorted(set(functions or ()) - set(named)):
@@ -129,13 +128,17 @@ class SandboxPool:
         except BaseException:
             self._live -= 1
             raise
-        if self._closed:
+        if self._closed:  # while the box was made
             self._live -= 1
             await box.close()
-            raise SandboxClosed("the pool is closed")
+            self._check_open()
         sandbox = Sandbox(self, box, seed=seed, functions=dict(functions or {}))
         self._sandboxes.add(sandbox)
         return sandbox
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SandboxClosed("the pool is closed, or was never entered")
 
     # For `Sandbox`.
 

@@ -44,21 +44,29 @@ def policy(extra: str = "") -> Policy:
     return base
 
 
+def groups_of(pid: int) -> list[str]:
+    """The control groups that a server with this pid has made."""
+    found: list[str] = []
+    for top, names, _ in os.walk("/sys/fs/cgroup"):
+        if os.path.basename(top).startswith("openenv"):
+            found += [f"{top}/{name}" for name in names if name.startswith(f"{pid}-")]
+            names.clear()
+    return found
+
+
 def leftovers(directory: str) -> list[str]:
     """What a closed pool of this process has left: children, groups, mounts, files."""
     found = [f"process {child.pid} {child.name()}" for child in psutil.Process().children(recursive=True)]
-    found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/**/openenv*/{os.getpid()}-*")]
+    found += groups_of(os.getpid())
     found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if directory in line]
     return found + [str(path) for path in Path(directory).iterdir()]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def nothing_is_left() -> Iterator[str]:
     """Everything that started has stopped when the session ends."""
-    directory = str(tmp_path_factory.mktemp("sandbox-files"))
+    directory = tempfile.mkdtemp(prefix="sandbox-tests-", dir="/tmp")  # not pytest's, which the jail may not enter
     os.chmod(directory, 0o711)
-    for parent in Path(directory).parents[:2]:
-        os.chmod(parent, 0o711)
     before, tempfile.tempdir = tempfile.tempdir, directory
     yield directory
     tempfile.tempdir = before
@@ -66,6 +74,7 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     while (left := leftovers(directory)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not left
+    os.rmdir(directory)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -21,7 +21,7 @@ import pytest_asyncio
 
 from sandbox import CapacityError, PolicyError, Sandbox, SandboxClosed, SandboxDied, SandboxPool
 
-from .conftest import leftovers, pids, policy, until, works
+from .conftest import groups_of, leftovers, pids, policy, until, works
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -313,13 +313,10 @@ asyncio.run(main())
 """
 
 
-def _our_groups(pid: int) -> list[Path]:
-    return list(Path("/sys/fs/cgroup").glob(f"*/**/openenv*/{pid}-*"))
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
-async def test_nothing_is_left_when_the_server_is_killed(tmp_path: Path, number: int) -> None:
-    os.chmod(tmp_path, 0o711)
+async def test_nothing_is_left_when_the_server_is_killed(nothing_is_left: str, number: int) -> None:
+    tmp_path = Path(nothing_is_left) / f"server-{number:d}"
+    tmp_path.mkdir(mode=0o711)
     text = "[template]\nlibraries = []\n"
     command = [sys.executable, "-c", SERVER, str(tmp_path), text]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as server:
@@ -333,11 +330,12 @@ async def test_nothing_is_left_when_the_server_is_killed(tmp_path: Path, number:
     def left() -> list[object]:
         return [
             *(process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE),
-            *_our_groups(server.pid), *tmp_path.iterdir(),
+            *groups_of(server.pid), *tmp_path.iterdir(),
         ]  # fmt: skip
 
     assert await until(lambda: not left(), 2.0), left()
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    tmp_path.rmdir()
 
 
 # Nothing is kept.
