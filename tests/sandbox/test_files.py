@@ -11,7 +11,7 @@ import pytest
 
 from sandbox import FileError, PolicyError, Sandbox, SandboxPool
 
-from .conftest import policy, works
+from ..boxes import policy, works
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 MIB = 1 << 20

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from sandbox import PolicyError, Result, Sandbox, SandboxPool
 
-from .conftest import policy, works
+from ..boxes import policy, works
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

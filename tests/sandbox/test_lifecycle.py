@@ -21,7 +21,7 @@ import pytest_asyncio
 
 from sandbox import CapacityError, PolicyError, Sandbox, SandboxClosed, SandboxDied, SandboxPool
 
-from .conftest import groups_of, leftovers, pids, policy, until, works
+from ..boxes import groups_of, leftovers, pids, policy, until, works
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

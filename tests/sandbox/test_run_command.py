@@ -8,7 +8,7 @@ import pytest
 
 from sandbox import PolicyError, Sandbox
 
-from .conftest import pids, said, until, works
+from ..boxes import pids, said, until, works
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from sandbox import Sandbox, SandboxPool
 
-from .conftest import pids, policy, said, until, works
+from ..boxes import pids, policy, said, until, works
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 MIB = 1 << 20

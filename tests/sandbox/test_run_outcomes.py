@@ -9,7 +9,7 @@ import pytest
 
 from sandbox import PolicyError, Sandbox
 
-from .conftest import said, works
+from ..boxes import said, works
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

