@@ -233,6 +233,8 @@ class PacketChannel:
             return
         try:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                for descriptor in descriptors:
+                    os.close(descriptor)
                 raise ProtocolError("a packet from inside is too large")
             self._on_packet(packet, descriptors)
         except ProtocolError as error:
