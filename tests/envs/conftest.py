@@ -77,7 +77,8 @@ def serving(policy: Path, **environ: str) -> Iterator[CodingServer]:
     try:
         yield server
     finally:
-        below = {process for root in own for process in root.children(recursive=True)}
+        own |= children() - before  # a jail that died was replaced
+        below = {process for root in own if root.is_running() for process in root.children(recursive=True)}
         server.stop()
     wait_until(lambda: not any(map(psutil.Process.is_running, own | below)), "its processes to end", 5.0)
 

@@ -113,6 +113,26 @@ def test_process_that_kills_itself(env: Any) -> None:
     assert run(env, "print('back')").stdout == "back\n"
 
 
+@pytest.mark.parametrize(
+    ("code", "expected", "exit_code"),
+    [
+        ("", "ok", 0),
+        ("1/0", "error", 1),
+        ("x = (", "error", 1),
+        ("raise KeyboardInterrupt", "error", 1),
+        ("import sys; sys.exit()", "exited", 0),
+        ("import sys; sys.exit('bye')", "exited", 1),
+        ("import os; os._exit(3)", "exited", 3),
+        ("bytearray(10**10)", "memory", 1),
+        ("import ctypes; ctypes.string_at(0)", "killed", 139),
+    ],
+)
+def test_outcome_and_exit_code(env: Any, code: str, expected: str, exit_code: int) -> None:
+    observation = run(env, code)
+    assert (outcome(observation), observation.exit_code) == (expected, exit_code)
+    assert run(env, "print('alive')").stdout == "alive\n"
+
+
 @pytest.mark.parametrize("value", [5, None, ["print()"], {"a": 1}, True])
 def test_wrong_type_in_code_is_a_validation_error_that_names_it(server: Any, value: Any) -> None:
     with connect(server.ws_url, proxy=None) as socket:

@@ -99,6 +99,23 @@ def test_a_dead_sandbox_can_be_reset(env: Any, eventually: Callable[..., None]) 
     assert env.step(CodeAction(code="print(1)")).observation.stdout == "1\n"
 
 
+def test_killed_jail_ends_its_sandboxes_and_sessions_go_on_in_fresh_ones(serve: Callable[..., Any]) -> None:
+    before = set(psutil.Process().children())
+    url = serve().url
+    with CodingEnv(base_url=url).sync() as env, CodingEnv(base_url=url).sync() as other:
+        env.step(CodeAction(code="x = 5"))
+        other.reset()
+        for process in set(psutil.Process().children()) - before:
+            if "nsjail" in process.cmdline()[0]:
+                process.kill()
+        with pytest.raises(ServerError, match="runs in a fresh sandbox"):
+            env.step(CodeAction(code="import time; time.sleep(1)"))
+        result = env.step(CodeAction(code="print('x' in globals())"))
+        assert (result.observation.stdout, result.observation.metadata["state_lost"]) == ("False\n", True)
+        other.reset()
+        assert other.step(CodeAction(code="print(1)")).observation.stdout == "1\n"
+
+
 def test_a_step_longer_than_the_server_allows_ends_alone(serve: Callable[..., Any], monkeypatch: Any) -> None:
     monkeypatch.setenv("OPENENV_MAX_STEP_S", "0.5")
     with CodingEnv(base_url=serve().url).sync() as env:

@@ -14,7 +14,7 @@ from coding_env.models import CodeAction
 from coding_env.server.coding_environment import CodingEnvironment, PythonCodeActEnv
 from pydantic import ValidationError
 
-from sandbox import Policy
+from sandbox import Outcome, Policy
 
 FOLDER = Path(coding_env.__file__).parent
 
@@ -94,3 +94,11 @@ def test_every_setting_has_a_comment() -> None:
         name = line.split(" =")[0]
         if name in names - shared:
             assert lines[number - 1].startswith(("#", "[")), f"{name} has no comment"
+
+
+def test_readme_names_every_fact_outcome_and_variable() -> None:
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    facts = ["last_code", "outcome", "value", "signal", "state_lost", "truncated", "usage", "safety_violation"]
+    variables = ["CODING_ENV_POLICY", "CODING_ENV_SHOW_VALUE", "MAX_CONCURRENT_ENVS", "HOST", "PORT"]
+    for word in (*facts, *variables, *Outcome):
+        assert f"`{word}`" in readme, word
