@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -34,11 +33,12 @@ def lean_policy(**pool: object) -> Iterator[str]:
     from sandbox import Policy
 
     policy = Policy.load(DEFAULT_POLICY).replace(template={"libraries": ()}, pool=pool)
-    with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
-        path = os.path.join(folder, "policy.toml")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(policy.describe())
-        yield path
+    descriptor = os.memfd_create("policy.toml")  # a file that cannot be left behind
+    try:
+        os.write(descriptor, policy.describe().encode())
+        yield f"/proc/{os.getpid()}/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
