@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -237,7 +238,7 @@ class ZygoteBox:
             is_command=is_command,
             interpreter_lost=self._interpreter_lost,
             end=self._loop.create_future(),
-            started_s=self._loop.time(),
+            started_s=time.monotonic(),
             cpu_before_s=self.slot.cpu_s() if self.slot else None,
             oom_before=self.slot.oom_kills() if self.slot else 0,
         )
@@ -256,7 +257,7 @@ class ZygoteBox:
             end = await run.end
             if run.calls is not None:
                 run.calls.stop()
-            wall_s = self._loop.time() - run.started_s
+            wall_s = time.monotonic() - run.started_s
             if run.stopped is not None and self.alive:
                 await self._leave_nothing_running(end)
             if self._drained is not None:
