@@ -110,9 +110,7 @@ def allowed_calls(seccomp: Allows, *, deny: Iterable[str] = ()) -> dict[str, boo
     return {name: name in table.rules for name in sorted(table.expand(seccomp.allow) - table.expand(deny))}
 
 
-def _build(
-    seccomp: Allows, protected_fds_from: int | None, deny: Iterable[str], architecture: str | None
-) -> Any:
+def _build(seccomp: Allows, protected_fds_from: int | None, deny: Iterable[str], architecture: str | None) -> Any:
     lib, table, machine = _libseccomp(), _table(), architecture or platform.machine()
     if machine not in _ARCHITECTURES:
         raise UnsupportedError(

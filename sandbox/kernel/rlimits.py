@@ -24,6 +24,5 @@ _NAMES = {
 def limit(limits: dict[str, int]) -> tuple[libc.Call, ...]:
     """Soft and hard limits by the names above; no process can raise them again."""
     return tuple(
-        libc.prepare("prlimit64", 0, _NAMES[name], struct.pack("=QQ", value, value))
-        for name, value in limits.items()
+        libc.prepare("prlimit64", 0, _NAMES[name], struct.pack("=QQ", value, value)) for name, value in limits.items()
     )
