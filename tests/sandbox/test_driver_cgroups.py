@@ -12,7 +12,7 @@ from sandbox.kernel.cgroups import Cgroups
 from sandbox.kernel.cgroups.owner import PREFIX, Tree, find_trees
 from sandbox.kernel.cgroups.server import REQUIRED, open_trees
 
-from .conftest import policy, until, works
+from ..boxes import policy, until, works
 from .test_cgroups import unified_mount
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
