@@ -313,6 +313,13 @@ asyncio.run(main())
 """
 
 
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two looks
+        return False
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 async def test_nothing_is_left_when_the_server_is_killed(nothing_is_left: str, number: int) -> None:
     tmp_path = Path(nothing_is_left) / f"server-{number:d}"
@@ -329,7 +336,7 @@ async def test_nothing_is_left_when_the_server_is_killed(nothing_is_left: str, n
 
     def left() -> list[object]:
         return [
-            *(process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE),
+            *filter(_lives, below),
             *groups_of(server.pid), *tmp_path.iterdir(),
         ]  # fmt: skip
 
