@@ -85,6 +85,11 @@ class StreamChannel:
         self._unsent += data
 
     @property
+    def is_open(self) -> bool:
+        """Whether neither side has hung up."""
+        return self._open
+
+    @property
     def unsent_bytes(self) -> int:
         """How much waits for the other side to read."""
         return len(self._unsent)

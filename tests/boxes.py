@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -67,7 +68,7 @@ def leftovers(directory: str) -> list[str]:
     found = [f"process {child.pid}" for child in psutil.Process().children(recursive=True) if _is_of(child, directory)]
     found += groups_of(os.getpid())
     found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if directory in line]
-    return found + [str(path) for path in Path(directory).iterdir()]
+    return found + [str(path) for path in Path(directory).glob("openenv-sandbox-*")]
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +83,7 @@ def nothing_is_left() -> Iterator[str]:
     while (left := leftovers(directory)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not left
-    os.rmdir(directory)
+    shutil.rmtree(directory)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

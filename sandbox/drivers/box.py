@@ -28,7 +28,7 @@ from sandbox.result import FileEntry, Outcome, Result, Truncated, Usage
 from sandbox.wire import PacketChannel, StreamChannel, decode, whole
 
 _log = logging.getLogger(__name__)
-_WARDEN_PATIENCE_S = 0.25  # it shares its processors with the guest; nothing of the guest can stop it
+_WARDEN_PATIENCE_S = 1.0  # it shares its processors with the guest, but nothing of the guest can stop it
 _START_PATIENCE_S = 10.0
 _CPU_LOOK_S = 0.1
 _COMMAND_OUTCOMES = {True: Outcome.OK, False: Outcome.ERROR}
@@ -59,6 +59,8 @@ class _Run:
     is_command: bool = False
     calls: HostCalls | None = None
     stopped: Outcome | None = None  # why we stopped it, if we did
+    killed: bool = False  # the interpreter too, whatever it may still have said
+    interpreter_exited: asyncio.Future[None]
     interpreter_lost: bool = False
 
 
@@ -90,6 +92,7 @@ class ZygoteBox:
         )
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._run: _Run | None = None
+        self._interpreter_exited: asyncio.Future[None] = self._loop.create_future()
         self._setup = Setup()
         self._answers: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue()
         self._drained: asyncio.Future[dict[str, Any]] | None = None
@@ -164,7 +167,7 @@ class ZygoteBox:
             self._ready.set_exception(SandboxDied(f"the sandbox could not be entered: {reason}"))
         self._channel.close()
         self._answers.put_nowait(None)
-        for waiting in (self._drained, self._swept):
+        for waiting in (self._drained, self._swept, self._interpreter_exited):
             if waiting is not None and not waiting.done():
                 waiting.cancel()
         self._fail_run()
@@ -236,6 +239,7 @@ class ZygoteBox:
         run = _Run(
             number=self._runs,
             is_command=is_command,
+            interpreter_exited=self._interpreter_exited,
             interpreter_lost=self._interpreter_lost,
             end=self._loop.create_future(),
             started_s=time.monotonic(),
@@ -259,7 +263,7 @@ class ZygoteBox:
                 run.calls.stop()
             wall_s = time.monotonic() - run.started_s
             if run.stopped is not None and self.alive:
-                await self._leave_nothing_running(end)
+                await self._leave_nothing_running(run, end)
             if self._drained is not None:
                 await self._stop_draining()
             self._output.finish()
@@ -273,6 +277,8 @@ class ZygoteBox:
             if run.calls is not None:
                 run.calls.stop()
             self._run = None
+            if run.is_command and not self._channel.is_open:
+                self._tell(frames.KILL_ALL)  # the interpreter hung up meanwhile
             self._output.pause()
             if self.alive:
                 self._release_brakes()
@@ -327,6 +333,7 @@ class ZygoteBox:
 
     def _kill_inside(self, run: _Run) -> None:
         if not run.end.done():
+            run.killed = True
             self._tell(frames.KILL_ALL)
             self._loop.call_later(_WARDEN_PATIENCE_S, self._kill_outside, run)
 
@@ -345,23 +352,22 @@ class ZygoteBox:
             self._braked = False
             self.slot.apply(self._slot_limits)
 
-    async def _leave_nothing_running(self, end: _End) -> None:
+    async def _leave_nothing_running(self, run: _Run, end: _End) -> None:
         """A run that was stopped leaves no process but an interpreter that yielded, and no thread in it."""
         if end.interpreter_gone:
             return
-        gone: asyncio.Future[_End] = self._loop.create_future()
-        self._run = _Run(number=0, end=gone, started_s=0, cpu_before_s=None, oom_before=0, stopped=end.outcome)
-        if not end.threads:
+        if not end.threads and not run.killed:
             self._swept = self._loop.create_future()
             self._tell(frames.SWEEP)
-            await asyncio.wait((self._swept, gone), timeout=_WARDEN_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+            either = (self._swept, run.interpreter_exited)
+            await asyncio.wait(either, timeout=_WARDEN_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
             swept, self._swept = self._swept.done() and not self._swept.cancelled(), None
-            if swept and not gone.done():
+            if swept and not run.interpreter_exited.done():
                 return
         end.interpreter_gone = True
-        if not gone.done():
+        if not run.interpreter_exited.done() and not run.killed:
             self._tell(frames.KILL_ALL)
-        if not await _within(gone, _WARDEN_PATIENCE_S):
+        if not await _within(run.interpreter_exited, _WARDEN_PATIENCE_S):
             self.ended_by_guest = True
             self.kill("its warden did not answer")
 
@@ -465,7 +471,7 @@ class ZygoteBox:
         if error is not None:
             self._protocol_broken = True
             _log.warning("a sandbox broke the protocol, its interpreter is replaced: %s", error)
-        if self.alive and (error is not None or self._run is None or self._run.is_command):
+        if self.alive and (error is not None or self._run is None):
             self._tell(frames.KILL_ALL)
 
     # What arrives from the warden.
@@ -496,6 +502,7 @@ class ZygoteBox:
             self._ready.set_exception(SandboxDied(f"no interpreter could be started: {reason.take()[0].strip()}"))
             self.kill("no interpreter could be started")
             return
+        self._interpreter_exited.set_result(None)
         if self._protocol_broken:  # whether our kill came first or it saw its channel closed: it was we who ended it
             self._protocol_broken, number = False, signal.SIGKILL
         self._replace_interpreter()
@@ -512,6 +519,7 @@ class ZygoteBox:
         self._channel.close()
         self._release_brakes()
         self._ready = self._loop.create_future()
+        self._interpreter_exited = self._loop.create_future()
         ours, theirs = socket.socketpair()
         self._channel = self._open_channel(ours)
         self._tell(frames.SPAWN, {}, [theirs.fileno()])
@@ -588,6 +596,9 @@ class ZygoteBox:
 
     async def _wait_until_ready(self) -> None:
         self._check_alive()
+        if not self._channel.is_open:  # an interpreter that has just ended must not be given the next step
+            await _within(self._interpreter_exited, _WARDEN_PATIENCE_S)
+            self._check_alive()
         if not self._ready.done() and not await _within(self._ready, _START_PATIENCE_S):
             self.kill("no interpreter was ready in time")
             raise SandboxDied(f"no interpreter was ready within {_START_PATIENCE_S:g} s")

@@ -29,7 +29,7 @@ class HostCalls:
         self._task: asyncio.Task[None] | None = None
 
     def start(self, request: Mapping[str, Any], size: int) -> None:
-        """Answer one call, of `size` bytes. An interpreter waits for the answer before it calls again, or gives the call up."""
+        """Answer one call, of `size` bytes. A new call means that the interpreter has given up the one before."""
         number = request.get("number")
         self._count += 1
         refusal = None
@@ -79,7 +79,7 @@ class _RefusedError(Exception):
 
 
 async def _called(function: HostFunction, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
         return await function(*arguments, **keywords)
     result = await asyncio.to_thread(function, *arguments, **keywords)
     return await result if inspect.isawaitable(result) else result

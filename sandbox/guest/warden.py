@@ -27,7 +27,7 @@ from sandbox.guest.watchdog import Watchdog
 _SPLICE_BYTES = 1 << 20
 _ANCILLARY_BYTES = 64
 _FIONREAD = 0x541B
-_GENERATIONS, _TRIES, _PAUSE_S = 50, 100, 0.001
+_GENERATIONS, _SWEEP_S, _TRIES, _PAUSE_S = 50, 0.3, 100, 0.001
 _CHILDREN = (_signal.SIGCHLD,)
 
 
@@ -287,7 +287,8 @@ def sweep(*, keep: int) -> bool:
     """
     killed: set[int] = set()
     generations = 0
-    while generations < _GENERATIONS:
+    give_up_s = time.monotonic() + _SWEEP_S
+    while generations < _GENERATIONS and time.monotonic() < give_up_s:
         found = [int(name) for name in os.listdir("/proc") if name.isdigit()]
         doomed = {pid for pid in found if pid not in (1, keep) and not _is_zombie(pid)}
         if not doomed:

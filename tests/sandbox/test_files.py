@@ -1,5 +1,7 @@
 """Files of the workspace, from the host: what is named is what is touched, or an error says why."""
 
+# ruff: noqa: E501, PT012, PT017 - programs for the guest, one per line; errors that need not come
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """How a step ends: the outcome word, the exit code, the signal; and after every end the next step works."""
 
+# ruff: noqa: E501 - programs for the guest, one per line
+
 from __future__ import annotations
 
 import signal
@@ -83,8 +85,6 @@ DEATHS = {
     "sigterm": ("import os; os.kill(os.getpid(), 15)", "killed", 143, signal.SIGTERM),
     "sigkill_group": ("import os; os.killpg(0, 9)", "killed", 137, signal.SIGKILL),
     "kill_all": ("import os\ntry: os.kill(-1, 9)\nexcept ProcessLookupError: os.kill(os.getpid(), 9)", "killed", 137, signal.SIGKILL),
-    "deep_recursion": (
-        "import sys; sys.setrecursionlimit(10**9)\ndef f(n): return f(n + 1) + 1\nf(0)", None, None, None),
     "deep_c_recursion": (
         "import sys; sys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**6): x = [x]\nrepr(x)",
         "killed", 139, signal.SIGSEGV),
@@ -99,11 +99,8 @@ async def test_interpreter_dies(box: Sandbox, name: str) -> None:
     source, outcome, exit_code, number = DEATHS[name]
     await box.write_file("kept.txt", "kept")
     result = await box.run_code(f"print('before', flush=True)\n{source}")
-    if outcome is not None:
-        assert said(result) == (outcome, exit_code, number)
-        assert result.state_lost
-    else:
-        assert str(result.outcome) in ("memory", "killed", "error")
+    assert said(result) == (outcome, exit_code, number)
+    assert result.state_lost
     assert result.stdout == "before\n"
     await works(box)
     assert await box.read_file("kept.txt") == b"kept"

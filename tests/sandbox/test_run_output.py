@@ -1,5 +1,7 @@
 """What a step prints, from wherever and however much."""
 
+# ruff: noqa: E501 - programs for the guest, one per line
+
 from __future__ import annotations
 
 import pytest

@@ -1,5 +1,7 @@
 """The standard library works inside, as far as it makes sense without a network."""
 
+# ruff: noqa: E501 - programs for the guest, one per line
+
 from __future__ import annotations
 
 import pytest

@@ -1,5 +1,7 @@
 """The wall around one sandbox, probed from inside and looked at from outside, each part with a control."""
 
+# ruff: noqa: E501 - programs for the guest, one per line
+
 from __future__ import annotations
 
 import json
