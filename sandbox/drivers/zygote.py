@@ -281,6 +281,9 @@ class ZygoteDriver:
         """Every sandbox of it is dead or dying: the kernel ends the jail with its pid 1."""
         zygote.lost = True
         zygote.process.kill()
+        if self._zygote is zygote:
+            for box in self._boxes:  # so that none of the dying is handed out
+                box.kill("its zygote died")
         reason = _tail(zygote.log) or error or "it exited"
         if not zygote.hello.done():
             zygote.hello.set_exception(UnsupportedError(f"the zygote did not start: {reason}"))
