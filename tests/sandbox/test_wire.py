@@ -181,7 +181,7 @@ async def test_packets_and_descriptors() -> None:
     got: list[tuple[bytes, list[int]]] = []
     lost: list[Exception | None] = []
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    channel = PacketChannel(
+    PacketChannel(
         ours, on_packet=lambda packet, passed: got.append((packet, passed)), on_lost=lost.append, most_bytes=100
     )
     before = len(os.listdir("/proc/self/fd"))
@@ -216,7 +216,7 @@ async def test_descriptors_that_nobody_asked_for_are_not_kept(count: int) -> Non
 async def test_packets_wait_for_a_slow_reader_with_their_descriptors() -> None:
     lost: list[Exception | None] = []
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    PacketChannel(ours, on_packet=lambda packet, passed: None, on_lost=lost.append, most_bytes=100)
+    channel = PacketChannel(ours, on_packet=lambda packet, passed: None, on_lost=lost.append, most_bytes=100)
     read_end, write_end = os.pipe()
     before = len(os.listdir("/proc/self/fd"))
     for number in range(500):
