@@ -61,9 +61,7 @@ def refused_host_path(path: str) -> str | None:
         return fault
     for tree in _PRIVATE_TREES:
         if path == tree or path.startswith(tree + "/"):
-            return (
-                f'"{path}" is in {tree}, which describes or controls the host; copy what is needed elsewhere'
-            )
+            return f'"{path}" is in {tree}, which describes or controls the host; copy what is needed elsewhere'
     if path in _TOO_MUCH:
         return f'"{path}" is too much of the host; name the directory below it that guests need'
     if os.path.dirname(path) == "/home":

@@ -73,9 +73,7 @@ def kill(processes: dict[int, int], deadline: float) -> None:
     held = set()
     for pid, start in processes.items():
         with contextlib.suppress(OSError):
-            pidfd = os.pidfd_open(
-                pid
-            )  # first held, then identified: from here on the pid cannot pass to another
+            pidfd = os.pidfd_open(pid)  # first held, then identified: from here on the pid cannot pass to another
             if tree.start_time(pid) == start:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 dying.register(pidfd, select.POLLIN)

@@ -146,9 +146,7 @@ def _kind(value: object) -> str:
         strings = all(isinstance(item, str) for item in value)
         return "a list" if strings else "a list with other things than strings"
     names = {bool: "true or false", dict: "a table", type(None): "None"}
-    return names.get(type(value)) or (
-        repr(value) if isinstance(value, (int, float)) else type(value).__name__
-    )
+    return names.get(type(value)) or (repr(value) if isinstance(value, (int, float)) else type(value).__name__)
 
 
 # ---- quantities and names, as an operator writes them
@@ -184,9 +182,7 @@ def refuse_unknown(kind: type[Section], keys: Iterable[str], elsewhere: Mapping[
     """Raise for the first key that this section does not have; `elsewhere` are sections that may have it."""
     for key in keys:
         if key not in fields_of(kind):
-            raise SettingError(
-                (*kind.table, key), f"unknown key; {_meant(key, list(fields_of(kind)), elsewhere)}"
-            )
+            raise SettingError((*kind.table, key), f"unknown key; {_meant(key, list(fields_of(kind)), elsewhere)}")
 
 
 def _meant(key: str, known: list[str], elsewhere: Mapping[str, type[Section]]) -> str:

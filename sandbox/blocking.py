@@ -58,9 +58,7 @@ class BlockingSandbox:
         timeout_s: float | None = None,
     ) -> Result:
         """See `Sandbox.run_command`."""
-        return self._call(
-            self._box.run_command(arguments, cwd=cwd, environment=environment, timeout_s=timeout_s)
-        )
+        return self._call(self._box.run_command(arguments, cwd=cwd, environment=environment, timeout_s=timeout_s))
 
     def write_file(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
         """See `Sandbox.write_file`."""

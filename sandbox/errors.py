@@ -1,13 +1,13 @@
 """What can go wrong on our side. What the guest does is never an exception: it is a field of `Result`.
 
-    SandboxError
-    ├── PolicyError        the policy is wrong: unknown key, bad value, missing unit   (also ValueError)
-    ├── UnsupportedError   this machine cannot enforce what the policy requires        (also RuntimeError)
-    ├── CapacityError      no room for another sandbox                                 (also RuntimeError)
-    ├── ProtocolError      a frame from the guest broke the protocol                   (also ValueError)
-    ├── SandboxDied        the sandbox ended while it was needed                       (also ConnectionError)
-    ├── SandboxClosed      the handle was used after close                             (also RuntimeError)
-    └── FileError          a file call was refused inside; `errno` says why            (also OSError)
+SandboxError
+├── PolicyError        the policy is wrong: unknown key, bad value, missing unit   (also ValueError)
+├── UnsupportedError   this machine cannot enforce what the policy requires        (also RuntimeError)
+├── CapacityError      no room for another sandbox                                 (also RuntimeError)
+├── ProtocolError      a frame from the guest broke the protocol                   (also ValueError)
+├── SandboxDied        the sandbox ended while it was needed                       (also ConnectionError)
+├── SandboxClosed      the handle was used after close                             (also RuntimeError)
+└── FileError          a file call was refused inside; `errno` says why            (also OSError)
 """
 
 from __future__ import annotations

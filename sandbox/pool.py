@@ -166,9 +166,12 @@ class SandboxPool:
             return await self._driver.create()  # the fork server died under the request; now there is another one
 
     def discard(self, box: Box) -> None:
-        """End a box, off the caller's path."""
-        box.kill()
-        self._start(box.close())
+        """End a box a little later: ending it competes with the step that its successor is about to run."""
+        asyncio.get_running_loop().call_later(self.policy.pool.refill_delay_s, self._end, box)
+
+    def _end(self, box: Box) -> None:
+        if not self._closed:  # else the driver has ended it
+            self._start(box.close())
 
     def expire(self, sandbox: Sandbox, box: Box) -> None:
         """The time of a sandbox is over."""

@@ -27,7 +27,7 @@ def decode(body: bytes) -> dict[str, Any]:
     """A JSON object out of a hostile body. Text in it can be encoded: lone surrogates are replaced."""
     try:
         text = body.decode("utf-8", "replace")
-        decoded = json.loads(text, parse_constant=_no_number)
+        decoded = _parse(text)
         if "\\u" in text:
             decoded = json.loads(json.dumps(decoded, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
@@ -39,6 +39,9 @@ def decode(body: bytes) -> dict[str, Any]:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is not in JSON")
+
+
+_parse = json.JSONDecoder(parse_constant=_no_number).decode
 
 
 def whole(body: dict[str, Any], key: str, *, most: int = 1 << 62) -> int:

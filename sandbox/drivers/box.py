@@ -19,8 +19,9 @@ from typing import Any
 
 from sandbox.drivers.base import Setup
 from sandbox.drivers.calls import HostCalls
+from sandbox.drivers.file_calls import FileCalls
 from sandbox.drivers.output import Output, Stream, open_pipe
-from sandbox.errors import FileError, ProtocolError, SandboxDied
+from sandbox.errors import ProtocolError, SandboxDied
 from sandbox.guest import frames
 from sandbox.kernel.cgroups import Slot
 from sandbox.policy import Policy
@@ -94,7 +95,7 @@ class ZygoteBox:
         self._run: _Run | None = None
         self._interpreter_exited: asyncio.Future[None] = self._loop.create_future()
         self._setup = Setup()
-        self._answers: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue()
+        self._files = FileCalls(self._control, self.kill)
         self._drained: asyncio.Future[dict[str, Any]] | None = None
         self._swept: asyncio.Future[None] | None = None
         self._pidfd = -1
@@ -166,7 +167,7 @@ class ZygoteBox:
             reason = self._output.stderr.take()[0].strip() or "no reason was given"
             self._ready.set_exception(SandboxDied(f"the sandbox could not be entered: {reason}"))
         self._channel.close()
-        self._answers.put_nowait(None)
+        self._files.on_gone()
         for waiting in (self._drained, self._swept, self._interpreter_exited):
             if waiting is not None and not waiting.done():
                 waiting.cancel()
@@ -177,9 +178,7 @@ class ZygoteBox:
         run = self._run
         if run is None or run.end.done():
             return
-        self.ended_by_guest = run.stopped is not None or (
-            self.slot is not None and self.slot.oom_kills() > run.oom_before
-        )
+        self.ended_by_guest = run.stopped is not None or self._ran_out_of_memory(run)
         if self.ended_by_guest:
             self._fault = "the run before had to be ended together with its warden"
             self._end_run(_End(outcome=Outcome.KILLED, signal=signal.SIGKILL, interpreter_gone=True))
@@ -284,11 +283,10 @@ class ZygoteBox:
                 self._release_brakes()
 
     def _result(self, run: _Run, end: _End, wall_s: float) -> Result:
-        oom_kills = self.slot.oom_kills() - run.oom_before if self.slot else 0
         outcome = end.outcome
         if run.stopped is not None:
             outcome = run.stopped
-        elif oom_kills and end.signal == signal.SIGKILL:
+        elif end.signal == signal.SIGKILL and self._ran_out_of_memory(run):
             outcome = Outcome.MEMORY
         exit_code = 128 + end.signal if end.signal is not None else end.exit_code
         if run.stopped is not None:
@@ -314,6 +312,9 @@ class ZygoteBox:
                 memory_peak_bytes=self.slot.memory_peak_bytes() if self.slot else None,
             ),
         )
+
+    def _ran_out_of_memory(self, run: _Run) -> bool:
+        return self.slot is not None and self.slot.oom_kills() > run.oom_before
 
     # Stopping a run: interrupt, then kill, then end the sandbox; each step only if the one before was not enough.
 
@@ -485,7 +486,7 @@ class ZygoteBox:
         elif kind == frames.COMMAND_EXITED:
             self._on_command_exited(decode(body))
         elif kind in (frames.FILE_ANSWER, frames.FILE_DATA):
-            self._answers.put_nowait((kind, body))
+            self._files.on_answer(kind, body)
         elif kind == frames.SWEPT and self._swept is not None and not self._swept.done():
             self._swept.set_result(None)
         elif kind == frames.DRAINED and self._drained is not None and not self._drained.done():
@@ -543,54 +544,17 @@ class ZygoteBox:
     async def write_file(self, path: str, data: bytes, mode: int) -> None:
         """Make or replace a regular file."""
         await self._wait_until_ready()
-        self._tell(frames.FILE_WRITE, {"path": path, "mode": mode})
-        for start in range(0, len(data), frames.FILE_CHUNK_BYTES):
-            self._control.send(bytes([frames.FILE_DATA]) + data[start : start + frames.FILE_CHUNK_BYTES])
-            await self._control.drained()
-        self._tell(frames.FILE_END)
-        await self._file_answer()
+        await self._files.write(path, data, mode)
 
     async def read_file(self, path: str, limit_bytes: int) -> bytes:
         """The content of a regular file."""
         await self._wait_until_ready()
-        self._tell(frames.FILE_READ, {"path": path, "limit_bytes": limit_bytes})
-        data = bytearray()
-        while (chunk := await self._file_answer()) is not None:
-            if isinstance(chunk, bytes):
-                data += chunk
-                if len(data) > limit_bytes + frames.FILE_CHUNK_BYTES:
-                    raise ProtocolError("more of a file arrived than was asked for")
-        return bytes(data[:limit_bytes])
+        return await self._files.read(path, limit_bytes)
 
     async def list_files(self, path: str) -> list[FileEntry]:
         """What a directory holds."""
         await self._wait_until_ready()
-        self._tell(frames.FILE_LIST, {"path": path})
-        found: list[FileEntry] = []
-        while (answer := await self._file_answer()) is not None:
-            if isinstance(answer, dict):
-                found.append(FileEntry(**answer))
-        return found
-
-    async def _file_answer(self) -> bytes | dict[str, Any] | None:
-        """A chunk of a file, an entry of a directory, or None at the end."""
-        try:
-            item = await self._answers.get()
-        except BaseException:
-            self.kill("a file call was given up")  # the rest of the answer would be taken for that of the next call
-            raise
-        if item is None:
-            self._answers.put_nowait(None)
-            raise SandboxDied("the sandbox ended during a file call")
-        kind, body = item
-        if kind == frames.FILE_DATA:
-            return body
-        answer = decode(body)
-        if "errno" in answer:
-            code = whole(answer, "errno", most=4095)
-            raise FileError(code, os.strerror(code), str(answer.get("path")))
-        entry = answer.get("entry")
-        return entry if isinstance(entry, dict) else None
+        return await self._files.entries(path)
 
     # Waiting.
 

@@ -120,7 +120,7 @@ def jail_config(
 
 
 def guest_environment(policy: Policy) -> dict[str, str]:
-    """Every environment variable of the guest: where things are inside, and the policy's. None comes from the server."""
+    """Every variable of the guest: where things are inside, and the policy's. None comes from the server."""
     return {
         "HOME": "/workspace",
         "MPLCONFIGDIR": "/tmp/matplotlib",  # noqa: S108

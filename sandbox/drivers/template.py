@@ -129,16 +129,8 @@ def root_mounts(policy: Policy, interpreter: Interpreter, libraries: str | None)
     if libraries is not None or os.path.isdir(f"{interpreter.stdlib}/site-packages"):
         yield Mount(target=interpreter.guest_site, source=libraries)
     yield from _commands(policy)
-    for path in policy.root.show:
-        if not os.path.exists(path):
-            raise UnsupportedError(f"root.show names {path}, which does not exist here")
-        if fault := refused_host_path(os.path.realpath(path)):
-            raise PolicyError(f"root.show names {path}: {fault}")
-        yield Mount(target=path, source=path)
-    for name in ("null", "zero", "full", "random", "urandom"):
-        yield Mount(target=f"/dev/{name}", source=f"/dev/{name}")
-    for name, link in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
-        yield Mount(target=f"/dev/{name}", link=link)
+    yield from _shown_by_policy(policy)
+    yield from _devices()
     for path in ("/usr/lib/locale/C.utf8", "/usr/lib/locale/C.UTF-8"):
         if os.path.isdir(path):  # the locale of the guest's LANG; newer C libraries have it built in
             yield Mount(target=path, source=path)
@@ -146,6 +138,22 @@ def root_mounts(policy: Policy, interpreter: Interpreter, libraries: str | None)
     yield Mount(target="/etc/group", content="root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n")
     for path in ("/workspace", "/tmp", "/dev/shm", "/mnt"):  # noqa: S108
         yield Mount(target=path)
+
+
+def _shown_by_policy(policy: Policy) -> Iterator[Mount]:
+    for path in policy.root.show:
+        if not os.path.exists(path):
+            raise UnsupportedError(f"root.show names {path}, which does not exist here")
+        if fault := refused_host_path(os.path.realpath(path)):
+            raise PolicyError(f"root.show names {path}: {fault}")
+        yield Mount(target=path, source=path)
+
+
+def _devices() -> Iterator[Mount]:
+    for name in ("null", "zero", "full", "random", "urandom"):
+        yield Mount(target=f"/dev/{name}", source=f"/dev/{name}")
+    for name, link in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        yield Mount(target=f"/dev/{name}", link=link)
 
 
 _ACCOUNTS = (

@@ -22,6 +22,7 @@ import socket
 import subprocess
 import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from sandbox.drivers.box import ZygoteBox
@@ -91,7 +92,7 @@ class ZygoteDriver:
 
     async def _start(self) -> None:
         self._janitor = Janitor.start()
-        self._directory = tempfile.mkdtemp(prefix="openenv-sandbox-")
+        self._directory = tempfile.mkdtemp(prefix="openenv-sandbox-", dir=_passable_directory())
         self._janitor.unlink_later(self._directory)
         os.chmod(self._directory, 0o711)  # noqa: S103 - the jail's users pass through to the staged sources
         os.mkdir(self._staging)
@@ -427,6 +428,15 @@ class ZygoteDriver:
             shutil.rmtree(self._directory, ignore_errors=True)
         if self._janitor is not None:
             await asyncio.to_thread(self._janitor.close)
+
+
+def _passable_directory() -> str | None:
+    """A temporary directory whose parents anybody may search, as the jail's users must; None: the usual one."""
+    for candidate in (tempfile.gettempdir(), "/tmp", "/run"):  # noqa: S108
+        path = Path(os.path.realpath(candidate))
+        if os.access(path, os.W_OK) and all(each.stat().st_mode & 0o001 for each in (path, *path.parents)):
+            return str(path)
+    return None
 
 
 def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:

@@ -7,9 +7,9 @@ with standard streams that work.
 
 from __future__ import annotations
 
+import _ast
 import _signal
 import _thread
-import ast
 import gc
 import linecache
 import os
@@ -168,16 +168,16 @@ class Interpreter:
     def _execute(self, source: str, name: str, report: dict[str, Any]) -> None:
         namespace = self._main.__dict__
         self._remember(name, source)
-        last: ast.expr | None = None
+        last: _ast.expr | None = None
         if len(source) <= _LARGE_SOURCE_CHARS:
-            tree: Any = compile(source, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
-            if tree.body and isinstance(tree.body[-1], ast.Expr):
+            tree: Any = compile(source, name, "exec", _ast.PyCF_ONLY_AST, dont_inherit=True)
+            if tree.body and isinstance(tree.body[-1], _ast.Expr):
                 last = tree.body.pop().value
             body = compile(tree, name, "exec", dont_inherit=True) if tree.body else None
             del tree
         else:
             body = compile(source, name, "exec", dont_inherit=True)
-        value_code = compile(ast.Expression(last), name, "eval", dont_inherit=True) if last is not None else None
+        value_code = compile(_ast.Expression(last), name, "eval", dont_inherit=True) if last is not None else None
         if body is not None:
             exec(body, namespace)  # noqa: S102 - what this process is for
         if value_code is None:

@@ -18,7 +18,6 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from sandbox.guest import files, frames
@@ -31,12 +30,14 @@ _GENERATIONS, _SWEEP_S, _TRIES, _PAUSE_S = 50, 0.3, 100, 0.001
 _CHILDREN = (_signal.SIGCHLD,)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Programs:
     """How to start what runs beside the warden. Each call forks, enters the inner wall, and returns the pid."""
 
-    interpreter: Callable[[int], int]  # (channel)
-    command: Callable[[dict[str, Any], int, int], int]  # (request, stdout, stderr)
+    def __init__(
+        self, *, interpreter: Callable[[int], int], command: Callable[[dict[str, Any], int, int], int]
+    ) -> None:
+        self.interpreter = interpreter  # (channel)
+        self.command = command  # (request, stdout, stderr)
 
 
 class Warden:

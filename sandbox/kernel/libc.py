@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["Call", "clone3", "flush_streams", "landlock_abi", "prepare", "run"]
 
@@ -64,8 +64,7 @@ _after_fork_parent: Callable[[], None] = ctypes.pythonapi.PyOS_AfterFork_Parent
 _after_fork_child: Callable[[], None] = ctypes.pythonapi.PyOS_AfterFork_Child
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A system call, ready to be made."""
 
     arguments: tuple[int, ...]  # number first
@@ -121,6 +120,11 @@ def clone3(flags: int, exit_signal: int, cgroup_fd: int | None = None) -> tuple[
     if pid < 0:
         raise _failure("clone3")
     return pid, _pidfd.value
+
+
+def give_back_free_memory() -> None:
+    """Return what was freed to the kernel, so that forks need not copy its page tables: malloc_trim(3)."""
+    _libc.malloc_trim(0)
 
 
 def flush_streams() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
 from sandbox.kernel import libc
 
@@ -12,8 +11,8 @@ _INSTRUCTION_BYTES = 8
 
 
 def install(program: bytes) -> libc.Call:
-    """Filter every later system call of this process and its children. Needs no-new-privileges; there is no way back."""
+    """Filter every later system call of this process and its children, for good. Needs no-new-privileges."""
     loaded = libc.prepare("prctl", _PR_SET_SECCOMP, _MODE_FILTER, program)
     description = struct.pack("@HP", len(program) // _INSTRUCTION_BYTES, libc.address(loaded, 0))  # struct sock_fprog
     call = libc.prepare("prctl", _PR_SET_SECCOMP, _MODE_FILTER, description)
-    return replace(call, memory=call.memory + loaded.memory)
+    return call._replace(memory=call.memory + loaded.memory)

@@ -15,7 +15,7 @@ import struct
 import sys
 from typing import Any, NoReturn
 
-from sandbox.kernel import namespaces
+from sandbox.kernel import libc, namespaces
 from sandbox.zygote import warmup
 from sandbox.zygote.enter import InnerWall, Passed, enter_sandbox
 from sandbox.zygote.settings import REPLY, REQUEST, Settings
@@ -32,6 +32,7 @@ def serve(control: Any, settings: Settings, hello: bytes) -> NoReturn:
     wall.interpreter.become_main()
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # wardens are reaped by the kernel; the host has their pidfds
     gc.collect()
+    libc.give_back_free_memory()
     gc.disable()
     gc.freeze()
     control.send(hello)

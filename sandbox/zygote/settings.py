@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 REQUEST = struct.Struct("<QIIBQ")  # number, warden's id, guest's id, whether a cgroup comes last, processors
 REPLY = struct.Struct("<Q")  # number; a pidfd comes along, or the text of an error follows
@@ -13,8 +12,7 @@ HELLO = b"\0"  # the first packet from a zygote: this byte, then a JSON object
 GUEST = 1000  # the guest's user and group, as the sandbox sees them
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(NamedTuple):
     """Read once, from the first packet."""
 
     workspace_bytes: int

@@ -54,9 +54,7 @@ def call(number, *arguments):
 """
 
 
-def run(
-    tmp_path: Path, code: str, program: bytes = b"", timeout: float = 60.0
-) -> subprocess.CompletedProcess[str]:
+def run(tmp_path: Path, code: str, program: bytes = b"", timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process of its own, under this filter if it is not empty."""
     (tmp_path / "filter.bpf").write_bytes(program)
     (tmp_path / "probe.py").write_text(code)
@@ -259,9 +257,7 @@ FOREIGN = {
 def test_call_of_another_architecture_kills_the_process(tmp_path: Path, code: str) -> None:
     probe = MACHINE_CODE.format(code=code)
     control = run(tmp_path, probe)
-    assert control.returncode in (0, -signal.SIGSEGV), (
-        control
-    )  # a kernel without 32-bit support gives the fault
+    assert control.returncode in (0, -signal.SIGSEGV), control  # a kernel without 32-bit support gives the fault
     assert run(tmp_path, probe, program()).returncode == -signal.SIGSYS
 
 

@@ -373,9 +373,7 @@ def test_constructors_refuse_too() -> None:
         Limits(wall_s=None)  # type: ignore[arg-type]
 
 
-HOST = (
-    "/ /boot /etc /etc/ssl /root /root/data /home /home/alice /proc /proc/1/root /sys /dev/shm /tmp /opt /var"
-)
+HOST = "/ /boot /etc /etc/ssl /root /root/data /home /home/alice /proc /proc/1/root /sys /dev/shm /tmp /opt /var"
 DOCKER = "/run/docker.sock /var/run/docker.sock /var/lib/docker/volumes"
 UNCLEAR = "relative ./a /a/ //a /a//b /a/./b /a/../b"
 
@@ -409,9 +407,7 @@ JSON: Any = st.recursive(
 
 
 @given(
-    st.sampled_from(SECTIONS).flatmap(
-        lambda k: st.tuples(st.just(k), st.sampled_from(dataclasses.fields(k)))
-    ),
+    st.sampled_from(SECTIONS).flatmap(lambda k: st.tuples(st.just(k), st.sampled_from(dataclasses.fields(k)))),
     JSON,
 )
 def test_any_value_is_taken_or_refused_by_name(setting: tuple[type[Any], Any], value: Any) -> None:

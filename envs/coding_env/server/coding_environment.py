@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 import uuid
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -176,14 +176,23 @@ def _shortest(*limits: float | None) -> float | None:
 
 
 def _facts(code: str, result: Result, *, state_lost: bool) -> dict[str, Any]:
+    usage, truncated = result.usage, result.truncated
     return {
         "last_code": code,
         "outcome": result.outcome.value,
         "value": result.value,
         "signal": result.signal,
         "state_lost": result.state_lost or state_lost,
-        "truncated": asdict(result.truncated),
-        "usage": asdict(result.usage),
+        "truncated": {
+            "stdout_bytes": truncated.stdout_bytes,
+            "stderr_bytes": truncated.stderr_bytes,
+            "value_bytes": truncated.value_bytes,
+        },
+        "usage": {
+            "wall_s": usage.wall_s,
+            "cpu_s": usage.cpu_s,
+            "memory_peak_bytes": usage.memory_peak_bytes,
+        },
     }
 
 
