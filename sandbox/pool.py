@@ -174,19 +174,18 @@ class SandboxPool:
             self._start(box.close())
 
     def expire(self, sandbox: Sandbox, box: Box) -> None:
-        """The time of a sandbox is over."""
-        self._start(self.forget(sandbox, box))
-
-    async def forget(self, sandbox: Sandbox, box: Box) -> None:
-        """A sandbox was closed: its place is free at once, its box ends off the caller's path."""
+        """The time of a sandbox is over: its place is free at once, its box ends off the caller's path."""
         if sandbox in self._sandboxes:
             self._sandboxes.discard(sandbox)
             self._live -= 1
         box.kill()
+        self._end(box)
+
+    async def forget(self, sandbox: Sandbox, box: Box) -> None:
+        """A sandbox was closed. A pool that is closing waits for its box."""
+        self.expire(sandbox, box)
         if self._closed:
             await box.close()
-        else:
-            self._start(box.close())
 
     # Refilling.
 

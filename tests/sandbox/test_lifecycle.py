@@ -265,6 +265,19 @@ async def test_warden_killed(box: Sandbox, shared_pool: SandboxPool) -> None:
     await works(box)
 
 
+async def _heals(pool: SandboxPool, within_s: float = 5.0) -> None:
+    """A box that the dying jail has left may be handed out until its end is seen; then there are only new ones."""
+    deadline = time.monotonic() + within_s
+    working = 0
+    while working < 3:
+        async with pool.sandbox() as other:
+            try:
+                await works(other)
+                working += 1
+            except SandboxDied:
+                assert time.monotonic() < deadline, "the pool does not heal"
+
+
 @pytest.mark.parametrize("victim", ["nsjail", "zygote"])
 async def test_pool_heals_when_its_jail_is_killed(shared_pool: SandboxPool, victim: str) -> None:
     async with SandboxPool(policy()) as pool, pool.sandbox() as box, shared_pool.sandbox() as undisturbed:
@@ -277,10 +290,7 @@ async def test_pool_heals_when_its_jail_is_killed(shared_pool: SandboxPool, vict
             await run
         with pytest.raises(SandboxDied):
             await box.run_code("1")
-        for _ in range(3):
-            other = await asyncio.wait_for(pool.open(), 5)
-            await works(other)
-            await other.close()
+        await _heals(pool)
         await box.reset()
         await works(box)
         assert await until(lambda: not any(process.is_running() for process in below), 2)

@@ -94,8 +94,8 @@ async def test_daemon_that_holds_the_output_does_not_hold_up_the_result(box: San
 
 
 async def test_interpreter_that_dies_during_a_command_is_said(box: Sandbox) -> None:
-    await box.run_code("import threading, os\nthreading.Timer(0.2, os._exit, [1]).start()")
-    result = await box.run_command(["sleep", "1000"], timeout_s=5)
+    await box.run_code("import threading, os\nthreading.Timer(1, os._exit, [1]).start()")
+    result = await box.run_command(["sleep", "1000"], timeout_s=20)
     assert result.outcome == "killed"
     assert result.state_lost
     await works(box)

@@ -307,7 +307,11 @@ async def test_guest_that_makes_the_kernel_end_its_warden_first(small: SandboxPo
     async with small.sandbox() as box, small.sandbox() as other:
         await box.write_file("f", "x")
         result = await box.run_code(source, timeout_s=10)
-        assert (result.outcome, result.state_lost) == ("memory", True)
+        assert result.outcome in (
+            "memory",
+            "timeout",
+        )  # the kernel kills one of thirty at a time, for as long as it takes
+        assert result.state_lost
         assert [entry.path for entry in await box.list_files()] == ([] if result.workspace_lost else ["f"])
         await works(box)
         await works(other)
