@@ -1,8 +1,11 @@
 """Latency of an episode over a WebSocket: reset and first step in a fresh sandbox, warm steps, new connections."""
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Callable
+
+import uvloop
 
 from benchmarks import peers
 from benchmarks.figures import Figure, Options, times
@@ -12,6 +15,7 @@ from envs.coding_env import CodeAction, CodingEnv
 _ACTION = CodeAction(code=peers.LINE)
 _GAP_S = 0.03
 _WARM_UP = 20
+_TURN = 25
 
 Call = Callable[[], Awaitable[object]]
 
@@ -19,7 +23,10 @@ Call = Callable[[], Awaitable[object]]
 def measure(options: Options) -> list[Figure]:
     """Spaced samples beside the peers, in turns; then bursts."""
     with lean_policy() as policy, running_server(policy) as url:
-        return asyncio.run(_measure(url, options))
+        gc.collect()
+        gc.freeze()  # the peers' modules are a large heap; walking it is no part of what is measured
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_measure(url, options))
 
 
 async def _measure(url: str, options: Options) -> list[Figure]:
@@ -50,7 +57,11 @@ async def _measure(url: str, options: Options) -> list[Figure]:
             options.count(300),
         )
         warm = await _in_turns(
-            {"ours": lambda: _step(env), "smolagents, in process": _blocking(lambda: executor(peers.LINE))},
+            {
+                "ours": lambda: _step(env),
+                "the same round trip without a sandbox (state)": env.state,
+                "smolagents, in process": _blocking(lambda: executor(peers.LINE)),
+            },
             options.count(300),
         )
         bursts = {
@@ -103,12 +114,17 @@ def _blocking(call: Callable[[], object]) -> Call:
 
 
 async def _in_turns(calls: dict[str, Call], count: int) -> dict[str, list[float]]:
-    """Seconds of each, `count` times in turns, with a pause before every one: bursts hide what the kernel defers."""
+    """Seconds of each, `count` times, with a pause before every one: bursts hide what the kernel defers.
+
+    In turns of some samples each, so that a drift of the machine meets all of them, and no call runs on the caches
+    that another kind of call has just emptied.
+    """
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(count):
+    while any(len(samples) < count for samples in taken.values()):
         for name, call in calls.items():
-            await asyncio.sleep(_GAP_S)
-            taken[name].append(await _seconds(call))
+            for _ in range(min(_TURN, count - len(taken[name]))):
+                await asyncio.sleep(_GAP_S)
+                taken[name].append(await _seconds(call))
     return taken
 
 
