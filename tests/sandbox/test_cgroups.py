@@ -194,14 +194,15 @@ def test_missing_controllers_are_named_with_the_remedy(tmp_path: Path) -> None:
         open_trees([gone], PREFIX, controllers=ALL)
 
 
-@pytest.mark.root
 def test_an_ordinary_user_is_told_what_is_missing() -> None:
     code = (
         "import os\nfrom sandbox.kernel.cgroups import open_cgroups\n"
-        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        f"open_cgroups({PREFIX!r})"
+        "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        f"open_cgroups({PREFIX!r}).close()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if os.geteuid() != 0 and done.returncode == 0:
+        pytest.skip("nothing is missing: this user was handed a cgroup")
     last = done.stderr.splitlines()[-1]
     assert "UnsupportedError" in last
     for word in ("cpu: ", "memory: ", "pids: ", "systemd-run --user --scope -p Delegate=yes"):
