@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,6 +105,7 @@ class ZygoteBox:
         self._interpreter_lost = False  # between two runs; the next one says so
         self._protocol_broken = False
         self._braked = False
+        self._processors: Set[int] = frozenset()  # that the warden is pinned to, once it has been moved
         self._forgotten = False
         self.ended_by_guest = False  # the box is dead, and it is no fault of ours
 
@@ -344,14 +345,33 @@ class ZygoteBox:
 
     def _brake(self) -> None:
         """Nothing new can start, and nobody waits for a share of the processors: not the warden, not the dying."""
-        if self.slot is not None and self._slot_limits is not None and not self._braked:
-            self._braked = True
+        if self._braked:
+            return
+        self._braked = True
+        if self.slot is not None and self._slot_limits is not None:
             self.slot.apply(replace(self._slot_limits, tasks=1, cpu_cores=None))
+        elif self.slot is None:
+            self._move_warden(os.sched_getaffinity(0))
 
     def _release_brakes(self) -> None:
-        if self.slot is not None and self._slot_limits is not None and self._braked:
-            self._braked = False
+        if not self._braked:
+            return
+        self._braked = False
+        if self.slot is not None and self._slot_limits is not None:
             self.slot.apply(self._slot_limits)
+        elif self.slot is None:
+            self._move_warden(self._processors)
+
+    def _move_warden(self, processors: Set[int]) -> None:
+        """Without a cgroup the warden is pinned together with its guest, which may be many."""
+        if not self.alive:
+            return
+        with open(f"/proc/self/fdinfo/{self._pidfd}", encoding="ascii") as file:
+            pid = next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+        if pid > 0:  # else it has just died
+            with contextlib.suppress(OSError):
+                self._processors = self._processors or os.sched_getaffinity(pid)
+                os.sched_setaffinity(pid, processors)
 
     async def _leave_nothing_running(self, run: _Run, end: _End) -> None:
         """A run that was stopped leaves no process but an interpreter that yielded, and no thread in it."""

@@ -80,6 +80,7 @@ class InnerWall:
         self.dumpable = (privileges.dumpable(True),)
         self.protected = protected_descriptors(settings.open_files)
         self.outputs: tuple[int, ...] = ()  # of the sandbox that this process is part of
+        self.processor_mask = 0  # of that sandbox
         self.interpreter = self._make_interpreter()
         self.warden = self._make_warden()
 
@@ -126,6 +127,7 @@ def enter_sandbox(wall: InnerWall, passed: Passed, processor_mask: int, gate: in
     _wait_for_ids(gate)
     _join_cgroups(wall, passed.tasks)
     _stay_on(processor_mask)
+    wall.processor_mask = processor_mask
     libc.run(wall.sandbox_entry)
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     wall.outputs = passed.outputs
@@ -197,6 +199,7 @@ def _become_guest(wall: InnerWall) -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     _die_first_when_memory_runs_out(wall)
+    _stay_on(wall.processor_mask)  # again: while a run is being stopped, the host gives the warden more
     libc.run(wall.guest_entry)
 
 
