@@ -384,7 +384,7 @@ async def echo(reader, writer):
 async def main():
     process = await asyncio.create_subprocess_exec("sh", "-c", "cat", stdin=-1, stdout=-1)
     assert (await process.communicate(b"hello"))[0] == b"hello"
-    name = os.path.join(tempfile.mkdtemp(), "s")
+    name = os.path.join(tempfile.mkdtemp(dir="."), "s")
     server = await asyncio.start_unix_server(echo, name)
     reader, writer = await asyncio.open_unix_connection(name)
     writer.write(b"line\\n"); assert await reader.readline() == b"line\\n"
