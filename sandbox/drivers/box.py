@@ -2,6 +2,9 @@
 
 The interpreter answers directly. The warden is asked only when something has to be stopped, replaced or fetched. If
 it does not answer within `_WARDEN_PATIENCE_S`, the pidfd does: the kernel then ends everything at once.
+
+Longer than most files here, because how a run ends is one state machine: deadline, report, exit and kill race, and
+whoever changes one of them has to see the others.
 """
 
 from __future__ import annotations
