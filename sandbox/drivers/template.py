@@ -14,7 +14,7 @@ from pathlib import Path
 from sandbox.errors import PolicyError, UnsupportedError
 from sandbox.policy import Policy, refused_host_path
 
-PREFIX = "/opt/python"  # where the guest sees its interpreter; the path on the host stays unknown to it
+PREFIX = "/opt/python"  # where the guest sees its interpreter; only /proc/self/mountinfo tells where it came from
 _COMMAND_PATH = "/usr/local/bin:/usr/bin:/bin"
 _LIBRARY_DIRECTORIES = ("/usr/lib64", "/usr/lib32")
 _QUESTION = """

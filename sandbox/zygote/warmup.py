@@ -1,6 +1,6 @@
 """Running, before any fork, what every first step would run: its pages are then shared instead of copied.
 
-Measured: the first `print(1+1)` of a child falls from 1.97 to 0.76 ms. Copy-on-write faults cost 2.2 to 2.5 µs a page.
+What a step touches for the first time is copied or faulted in then, a page at a time, in every sandbox again.
 """
 
 from __future__ import annotations
