@@ -119,12 +119,17 @@ class ZygoteBox:
         """Whether calls can still succeed."""
         return not self._forgotten and not self._gone.done()
 
+    def adopt(self, pidfd: int) -> None:
+        """Watch over the warden from here on. Idempotent."""
+        if self._pidfd < 0 and not self._gone.done():
+            self._pidfd = pidfd
+            self._loop.add_reader(pidfd, self._on_gone)
+            if self._forgotten:
+                self.kill()
+
     async def started(self, pidfd: int) -> None:
         """Take over the warden, and wait until its first interpreter is ready."""
-        self._pidfd = pidfd
-        self._loop.add_reader(pidfd, self._on_gone)
-        if self._forgotten:
-            self.kill()
+        self.adopt(pidfd)
         await self._wait_until_ready()
 
     def setup(self, setup: Setup) -> None:

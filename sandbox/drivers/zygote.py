@@ -341,13 +341,24 @@ class ZygoteDriver:
         self._next_index = max(self._next_index, index + 1)
         box, passed = self._open_box(slot, index)
         self._boxes.add(box)
+        request = asyncio.ensure_future(self._request(zygote, box, passed))
         try:
-            pidfd = await self._request(zygote, box, passed)
-            await box.started(pidfd)
+            await box.started(await asyncio.shield(request))
         except BaseException:
-            await asyncio.shield(self._discard(box))
+            await asyncio.shield(self._give_up(box, request))
             raise
         return box
+
+    async def _give_up(self, box: ZygoteBox, request: asyncio.Future[int]) -> None:
+        """End a box whose making was cut short.
+
+        A fork that was asked for happens. Until its warden is seen to end, it may still join the cgroup, and use the
+        ids, that the next box would get.
+        """
+        await asyncio.wait([request])
+        if request.exception() is None:
+            box.adopt(request.result())
+        await self._discard(box)
 
     def _open_box(self, slot: Slot | None, index: int) -> tuple[ZygoteBox, list[int]]:
         channel, channel_inside = socket.socketpair()

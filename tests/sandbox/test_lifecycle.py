@@ -439,3 +439,20 @@ async def test_time_is_not_lost_by_a_timer_that_stays() -> None:
         await box.close()
         assert box._timer.cancelled()
         assert time.monotonic()
+
+
+async def test_making_that_is_cut_short_shares_nothing_with_the_next_box(nothing_is_left: str) -> None:
+    """Its warden is forked all the same; it must be gone before its cgroup and its ids are given to another."""
+    async with SandboxPool(policy("[pool]\nready = 0\n")) as pool:
+        for turns in (1, 2, 3) * 10:
+            making = asyncio.ensure_future(pool.driver.create())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            making.cancel()
+            await asyncio.wait([making])
+            assert making.cancelled()
+            box = await pool.open()
+            slot = box._box.slot  # type: ignore[attr-defined]
+            assert slot is None or slot.tasks() == 2
+            await works(box)
+            await box.close()
